@@ -1,0 +1,233 @@
+"""The exact algebra behind the inference path, as pure tensor functions.
+
+Every function here rewrites layers of the network into fewer or cheaper ones that compute the same
+numbers, image borders included. `tests/test_fold.py` holds each against the layers it replaces in
+float64. Convolutions are cross-correlations as in `torch.nn.functional.conv2d`; 3x3 ones pad one
+zero. Weights are [outputs, inputs, rows, columns], maps [B, C, H, W].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CELL = 4  # sub-pixels a side of one 1/8-resolution cell at 1/2 resolution
+VALUES = 3  # distinct values a side of such a cell after a 3x3 convolution
+PRODUCTS = VALUES * VALUES
+# Sub-rows of a cell, and which of its three values a, b, c each of them shows.
+_SHOWN = (0, 1, 1, 2)
+
+
+def weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """Plain weights of a weight-normalised layer: g * v / |v|, the norm per output channel.
+
+    Args:
+        g: [O, 1, 1, 1] magnitudes.
+        v: [O, I, k, k] directions.
+    """
+    return v * (g / v.flatten(1).norm(dim=1).view_as(g))
+
+
+def project(first: Tensor, first_bias: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One convolution for a convolution followed by a 1x1 convolution.
+
+    A 1x1 convolution pads nothing, so this is exact at borders and for any stride of the first.
+
+    Args:
+        first: [M, I, k, k] weights of the first, with bias [M].
+        first_bias: [M].
+        weight: [O, M, 1, 1] weights of the 1x1 convolution, with bias [O].
+        bias: [O].
+
+    Returns:
+        Weights [O, I, k, k] and bias [O].
+    """
+    matrix = weight[:, :, 0, 0]
+    return torch.einsum("om,mikl->oikl", matrix, first), matrix @ first_bias + bias
+
+
+def compose(first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One 5x5 convolution for two 3x3 convolutions with nothing between them.
+
+    Exact wherever the second sees no zero padding; `border_excess` gives the difference elsewhere.
+    The second may have any stride; the 5x5 convolution then has the same stride.
+
+    Args:
+        first: [M, I, 3, 3], with bias [M].
+        first_bias: [M].
+        second: [O, M, 3, 3], with bias [O].
+        bias: [O].
+
+    Returns:
+        Weights [O, I, 5, 5] (padding 2) and bias [O].
+    """
+    weight = F.conv2d(second, first.flip(2, 3).transpose(0, 1), padding=2)
+    return weight, bias + second.sum((2, 3)) @ first_bias
+
+
+def subtract_border_excess(
+    composed: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, stride: int = 1
+) -> Tensor:
+    """Make the output of a composed convolution exact on its outermost ring, in place.
+
+    The second convolution pads the first one's output with zeros; the composed one sees what the
+    first would have computed one pixel outside the image. That ring, run through the second, is
+    the excess: it needs only the outermost rows and columns of `x`.
+
+    Args:
+        composed: [B, O, H', W'], the composed convolution's output (see `compose`).
+        x: [B, I, H, W], its input.
+        first: [M, I, 3, 3] weights of the first convolution.
+        first_bias: [M].
+        second: [O, M, 3, 3] weights of the second.
+        stride: Of the second.
+
+    Returns:
+        `composed`, changed in place.
+    """
+    height, width = x.shape[2:]
+
+    def excess(line: Tensor, first_line: Tensor, second_line: Tensor, corners: bool) -> Tensor:
+        # `line` is an outermost row or column; the ring beside it has corners or leaves them out.
+        ring = F.conv1d(line, first_line, first_bias, padding=2 if corners else 1)
+        return F.conv1d(ring, second_line, padding=0 if corners else 1, stride=stride)
+
+    # Corners belong to the rows above and below; they must not be counted twice.
+    top = excess(x[:, :, 0], first[:, :, 2], second[:, :, 0], corners=True)
+    left = excess(x[:, :, :, 0], first[..., 2], second[..., 0], corners=False)
+    composed[:, :, 0] -= top
+    composed[:, :, :, 0] -= left
+    # With a stride the last output may end before the padding at the far side.
+    if (height - 1) % stride == 0:
+        composed[:, :, -1] -= excess(x[:, :, -1], first[:, :, 0], second[:, :, 2], corners=True)
+    if (width - 1) % stride == 0:
+        composed[:, :, :, -1] -= excess(x[..., -1], first[..., 0], second[..., 2], corners=False)
+    return composed
+
+
+def subpixel(weight: Tensor, scale: int) -> Tensor:
+    """The sub-pixel form of a convolution over a nearest-neighbour up-sampled map.
+
+    `conv2d(nearest(x, scale), weight, padding=k // 2)` equals
+    `pixel_shuffle(conv2d(x, subpixel(weight, scale), padding=1), scale)`, borders included. A bias
+    is repeated `scale ** 2` times per output.
+
+    Args:
+        weight: [O, I, k, k], k odd and at most 2 * scale + 1.
+        scale: Of the up-sampling.
+
+    Returns:
+        [O * scale**2, I, 3, 3], in the channel order of `pixel_shuffle`.
+    """
+    outputs, inputs, size, _ = weight.shape
+    reach = size // 2
+    folded = weight.new_zeros(outputs, scale, scale, inputs, 3, 3)
+    # Sub-row `i` of a cell reads, at tap `k`, a sub-row that lies in cell -1, 0 or 1.
+    taps = [[(i + k - reach) // scale + 1 for k in range(size)] for i in range(scale)]
+    for i in range(scale):
+        for j in range(scale):
+            for k in range(size):
+                for m in range(size):
+                    folded[:, i, j, :, taps[i][k], taps[j][m]] += weight[:, :, k, m]
+    return folded.reshape(outputs * scale * scale, inputs, 3, 3)
+
+
+def cell_products(weight: Tensor) -> Tensor:
+    """The nine 1x1 convolutions from which a 3x3 convolution over a nearest-x4 map is made.
+
+    In each axis a cell's four sub-rows take three values a, b, b, c. They come from three sums of
+    the kernel's rows: m = w[-1], s = w[-1] + w[0] + w[+1], p = w[+1] (see `combine_products`).
+
+    Args:
+        weight: [O, I, 3, 3].
+
+    Returns:
+        [9 * O, I, 1, 1]: row sum (m, s, p) slowest, then column sum, then output.
+    """
+    sums = weight.new_tensor([[1, 0, 0], [1, 1, 1], [0, 0, 1]])
+    products = torch.einsum("rk,cl,oikl->rcoi", sums, sums, weight)
+    return products.reshape(-1, weight.shape[1], 1, 1)
+
+
+def combine_products(products: Tensor) -> Tensor:
+    """Each cell's 3x3 distinct values from its products and those of its neighbours.
+
+    Per axis: a = s - m + m of the cell before, b = s, c = s - p + p of the cell after; outside the
+    image every product is zero.
+
+    Args:
+        products: [B, h, w, 3, 3, O], channels last: the convolution `cell_products` applied to the
+            low-resolution map, split into row sums, column sums and outputs.
+
+    Returns:
+        [B, 3h, 3w, O], without bias.
+    """
+    batch, h, w, _, _, outputs = products.shape
+    rows = _combine_axis(*products.unbind(3)).reshape(batch * VALUES * h, w, 3, outputs)
+    return _combine_axis(*rows.unbind(2)).reshape(batch, VALUES * h, VALUES * w, outputs)
+
+
+def _combine_axis(m: Tensor, s: Tensor, p: Tensor) -> Tensor:
+    """a, b, c stacked in dimension 2, from sums whose neighbouring cells differ in dimension 1."""
+    nothing = torch.zeros_like(m[:, :1])
+    before = torch.cat([nothing, m[:, :-1]], dim=1)
+    after = torch.cat([p[:, 1:], nothing], dim=1)
+    return torch.stack([s - m + before, s, s - p + after], dim=2)
+
+
+def expand_cells(values: Tensor) -> Tensor:
+    """The map that a cell's 3x3 values stand for: each shown as a, b, b, c in both axes.
+
+    Args:
+        values: [B, 3h, 3w, C], channels last.
+
+    Returns:
+        [B, 4h, 4w, C].
+    """
+    batch, height, width, channels = values.shape
+    h, w = height // VALUES, width // VALUES
+    shown = values.new_tensor(_SHOWN, dtype=torch.long)
+    cells = values.view(batch, h, VALUES, w, VALUES, channels)
+    cells = cells.index_select(2, shown).index_select(4, shown)
+    return cells.reshape(batch, CELL * h, CELL * w, channels)
+
+
+def convolve_cells(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution over the map of `expand_cells`, without making that map.
+
+    Per axis the four sub-rows need 3, 2, 2 and 3 of the values (c of the cell before, a, b, c, a of
+    the cell after), where taps that meet the same value are added up first: 100 taps a cell
+    instead of 144.
+
+    Args:
+        values: [B, C, 3h, 3w].
+        weight: [O, C, 3, 3].
+        bias: [O].
+
+    Returns:
+        [B, O, 4h, 4w].
+    """
+    batch, _, height, width = values.shape
+    h, w = height // VALUES, width // VALUES
+    padded = F.pad(values, (1, 1, 1, 1))
+    output = values.new_empty(batch, weight.shape[0], h, CELL, w, CELL)
+    for i, (row, rows) in enumerate(_CELL_TAPS):
+        for j, (column, columns) in enumerate(_CELL_TAPS):
+            taps = torch.einsum(
+                "rk,cl,oikl->oirc", weight.new_tensor(rows), weight.new_tensor(columns), weight
+            )
+            window = padded[:, :, row:, column:]
+            part = F.conv2d(window, taps, bias, stride=VALUES)
+            output[:, :, :, i, :, j] = part[:, :, :h, :w]
+    return output.reshape(batch, -1, CELL * h, CELL * w)
+
+
+# For each sub-row: the first value it reads (0: c of the cell before, 1: a, 2: b, 3: c), and for
+# each value read which taps of the kernel (-1, 0, +1) meet it.
+_CELL_TAPS = (
+    (0, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))),
+    (1, ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0))),
+    (2, ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))),
+    (2, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))),
+)

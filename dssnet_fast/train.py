@@ -1,0 +1,143 @@
+"""`python -m dssnet_fast.train DATA --out RUN`: train the reference network on labelled images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dssnet_fast import cli
+from dssnet_fast.python_ref.config import (
+    BLOCKS,
+    UPSAMPLINGS,
+    DSSNetConfig,
+    default_class_names,
+)
+from dssnet_fast.python_ref.errors import InputError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = cli.parser(
+        "train",
+        "Train DSSNet on DATA/images and DATA/labels. The defaults are the paper's recipe. "
+        "Run the same command again to continue a run; start it under torchrun for several GPUs.",
+    )
+    parser.add_argument("data", type=Path, help="folder with images/ and labels/ of the same names")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--labels",
+        choices=("instances", "classes"),
+        default="instances",
+        help="instances: 0 background, each nucleus its own value (0/255 masks too); "
+        "classes: the value is the class, 255 unlabelled",
+    )
+    data.add_argument("--class-names", default=None, help="comma-separated, background first")
+    data.add_argument("--validation", default="0.2", help="share of DATA, or a folder like DATA")
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=int, default=400)
+    recipe.add_argument("--batch", type=int, default=4, help="crops a step, over all processes")
+    recipe.add_argument("--crop", type=int, default=512, help="side of a crop in pixels")
+    recipe.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    recipe.add_argument("--learning-rate", type=float, default=1e-3)
+    recipe.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
+    recipe.add_argument("--seed", type=int, default=0)
+    network = parser.add_argument_group("network")
+    network.add_argument("--in-channels", type=int, choices=(1, 3), default=3)
+    network.add_argument("--classes", type=int, default=2, help="with the background")
+    network.add_argument("--width", type=int, default=30)
+    network.add_argument("--features", type=int, default=42)
+    network.add_argument("--blocks", type=int, default=10)
+    network.add_argument("--block", choices=BLOCKS, default="wneck")
+    network.add_argument("--upsampling", choices=UPSAMPLINGS, default="nearest")
+    network.add_argument("--super-resolution", action=argparse.BooleanOptionalAction, default=True)
+    network.add_argument("--edge", action=argparse.BooleanOptionalAction, default=True)
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    machine.add_argument("--workers", type=int, default=0, help="processes that cut crops")
+    return parser
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    try:
+        from dssnet_fast.python_ref import training
+    except ImportError as error:
+        raise InputError(
+            f"training needs {error.name}; install it with: pip install 'dssnet_fast[train]'"
+        ) from error
+    from dssnet_fast.python_ref.data import find_pairs, split
+
+    config = DSSNetConfig(
+        in_channels=arguments.in_channels,
+        classes=arguments.classes,
+        width=arguments.width,
+        features=arguments.features,
+        blocks=arguments.blocks,
+        block=arguments.block,
+        super_resolution=arguments.super_resolution,
+        edge=arguments.edge,
+        upsampling=arguments.upsampling,
+    )
+    pairs = find_pairs(arguments.data)
+    try:
+        share = float(arguments.validation)
+    except ValueError:
+        train_pairs, validation_pairs = pairs, find_pairs(Path(arguments.validation))
+    else:
+        train_pairs, validation_pairs = split(pairs, share)
+    options = training.TrainingOptions(
+        epochs=arguments.epochs,
+        batch=arguments.batch,
+        crop=arguments.crop,
+        optimizer=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        augment=arguments.augment,
+        precision=_precision(arguments.precision, arguments.device),
+        labels=arguments.labels,
+        seed=arguments.seed,
+    )
+    best = training.train(
+        config,
+        options,
+        train_pairs,
+        validation_pairs,
+        _class_names(arguments.class_names, config.classes),
+        arguments.out,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+    if os.environ.get("RANK", "0") != "0":  # torchrun: one process talks
+        return
+    print(f"best mean IoU {best:.4f} on {len(validation_pairs)} validation images")
+    print(f"convert it with: python -m dssnet_fast.convert {arguments.out / 'best.pt'}")
+
+
+def _class_names(given: str | None, classes: int) -> list[str]:
+    if given is None:
+        return default_class_names(classes)
+    names = [name.strip() for name in given.split(",")]
+    if len(names) != classes or not all(names) or len(set(names)) != classes:
+        raise InputError(f"--class-names must be {classes} different names, got {given!r}")
+    return names
+
+
+def _precision(given: str, device: str) -> str:
+    if given != "auto":
+        return given
+    import torch
+
+    from dssnet_fast.python_ref.hardware import cpu_supports
+
+    if device != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    # On a CPU without bf16 instructions autocast only makes training slower.
+    fast = cpu_supports("avx512_bf16") or cpu_supports("amx_bf16")
+    return "bf16" if fast else "fp32"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("train", make_parser, body))
