@@ -66,18 +66,39 @@ def compose(first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor) -> 
     return weight, bias + second.sum((2, 3)) @ first_bias
 
 
+def outermost(x: Tensor, scale: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top and bottom rows, left and right columns of a map up-sampled by nearest neighbour.
+
+    Args:
+        x: [B, C, H, W].
+        scale: Of the up-sampling; 1 for the map itself.
+
+    Returns:
+        [B, C, scale * W] twice and [B, C, scale * H] twice.
+    """
+    lines = (x[:, :, 0], x[:, :, -1], x[..., 0], x[..., -1])
+    if scale > 1:
+        lines = tuple(line.repeat_interleave(scale, dim=2) for line in lines)
+    return lines
+
+
 def subtract_border_excess(
-    composed: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, stride: int = 1
+    composed: Tensor,
+    border: tuple[Tensor, Tensor, Tensor, Tensor],
+    first: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    stride: int = 1,
 ) -> Tensor:
     """Make the output of a composed convolution exact on its outermost ring, in place.
 
     The second convolution pads the first one's output with zeros; the composed one sees what the
     first would have computed one pixel outside the image. That ring, run through the second, is
-    the excess: it needs only the outermost rows and columns of `x`.
+    the excess: it needs only the outermost rows and columns of the input.
 
     Args:
         composed: [B, O, H', W'], the composed convolution's output (see `compose`).
-        x: [B, I, H, W], its input.
+        border: `outermost` of its input [B, I, H, W].
         first: [M, I, 3, 3] weights of the first convolution.
         first_bias: [M].
         second: [O, M, 3, 3] weights of the second.
@@ -86,7 +107,6 @@ def subtract_border_excess(
     Returns:
         `composed`, changed in place.
     """
-    height, width = x.shape[2:]
 
     def excess(line: Tensor, first_line: Tensor, second_line: Tensor, corners: bool) -> Tensor:
         # `line` is an outermost row or column; the ring beside it has corners or leaves them out.
@@ -94,15 +114,15 @@ def subtract_border_excess(
         return F.conv1d(ring, second_line, padding=0 if corners else 1, stride=stride)
 
     # Corners belong to the rows above and below; they must not be counted twice.
-    top = excess(x[:, :, 0], first[:, :, 2], second[:, :, 0], corners=True)
-    left = excess(x[:, :, :, 0], first[..., 2], second[..., 0], corners=False)
-    composed[:, :, 0] -= top
-    composed[:, :, :, 0] -= left
+    top, bottom, left, right = border
+    width, height = top.shape[2], left.shape[2]
+    composed[:, :, 0] -= excess(top, first[:, :, 2], second[:, :, 0], corners=True)
+    composed[:, :, :, 0] -= excess(left, first[..., 2], second[..., 0], corners=False)
     # With a stride the last output may end before the padding at the far side.
     if (height - 1) % stride == 0:
-        composed[:, :, -1] -= excess(x[:, :, -1], first[:, :, 0], second[:, :, 2], corners=True)
+        composed[:, :, -1] -= excess(bottom, first[:, :, 0], second[:, :, 2], corners=True)
     if (width - 1) % stride == 0:
-        composed[:, :, :, -1] -= excess(x[..., -1], first[..., 0], second[..., 2], corners=False)
+        composed[..., -1] -= excess(right, first[..., 0], second[..., 2], corners=False)
     return composed
 
 

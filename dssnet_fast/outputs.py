@@ -56,6 +56,9 @@ TABLE_COLUMNS = (
 OVERLAY_MAX_SIDE_PX = 4096
 # One more px of line width for so many px of the image's longer side.
 _LINE_STEP_PX = 800
+# A picture whose median is below this is dark; the share of its pixels that stay below white.
+_DARK = 64
+_WHITE_SHARE = 0.995
 
 _ID_NAMESPACE = uuid.UUID("6f1d0c5e-5b0f-5d1c-9a53-7a1c7f3c8e21")
 
@@ -89,7 +92,8 @@ def write_instances(path: str | os.PathLike, instances: np.ndarray) -> None:
 def write_overlay(path: str | os.PathLike, image: np.ndarray, nuclei: Nuclei) -> None:
     """Write the image as an RGB PNG with its nuclei outlined in the colours of their classes.
 
-    Lines grow thicker with the image. An image with a side above `OVERLAY_MAX_SIDE_PX` is reduced
+    Lines grow thicker with the image. A dark image, as from fluorescence, is brightened until its
+    nuclei show. An image with a side above `OVERLAY_MAX_SIDE_PX` is reduced
     by a whole factor to fit: the picture is for looking at, the outlines for measuring are in the
     GeoJSON file.
 
@@ -112,7 +116,7 @@ def draw_overlay(image: np.ndarray, nuclei: Nuclei) -> np.ndarray:
     if factor > 1:
         picture = picture.reduce(factor)
         lines = _reduce_by_maximum(lines, factor)
-    drawn = np.array(picture)
+    drawn = _brightened(np.asarray(picture))
     thickness = 1 + max(lines.shape) // _LINE_STEP_PX
     if thickness > 1:
         lines = maximum_filter(lines, size=thickness)
@@ -222,6 +226,16 @@ def _edge_classes(nuclei: Nuclei) -> np.ndarray:
         edge |= beside != own
     classes = np.concatenate([np.zeros(1, np.uint8), nuclei.class_index])
     return np.where(edge, classes[own], 0).astype(np.uint8)
+
+
+def _brightened(picture: np.ndarray) -> np.ndarray:
+    """A copy; a mostly dark picture is multiplied so that its brightest parts become white."""
+    levels = np.bincount(picture.max(axis=2).ravel(), minlength=256).cumsum() / picture[..., 0].size
+    if np.searchsorted(levels, 0.5) >= _DARK:
+        return picture.copy()
+    white = max(int(np.searchsorted(levels, _WHITE_SHARE)), 1)
+    table = np.minimum(np.arange(256) * max(255 / white, 1), 255).astype(np.uint8)
+    return table[picture]
 
 
 def _reduce_by_maximum(values: np.ndarray, factor: int) -> np.ndarray:

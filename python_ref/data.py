@@ -221,8 +221,8 @@ class Crops(Dataset):
 
     Images smaller than the square are extended at the bottom and right with value 128 (0 when
     normalised) and labels of -1, which count neither for the segmentation nor for edges. An item
-    is (image uint8 [C, crop, crop], labels int32 [crop, crop]) and
-    depends on nothing but seed, epoch and index.
+    is (image uint8 [C, crop, crop], labels int32 [crop, crop]) and depends on nothing but seed,
+    epoch and index.
 
     Args:
         samples: Where to cut from.

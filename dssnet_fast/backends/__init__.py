@@ -1,0 +1,170 @@
+"""Backends: who computes the four stages, and how one is chosen.
+
+A backend is a module with the four names of `BackendModule`; its row in `_MODULES` is all it takes
+to be offered. The order is that of preference. Modules are imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from dssnet_fast.python_ref.errors import InputError
+
+if TYPE_CHECKING:
+    from dssnet_fast.python_ref.config import DSSNetConfig
+    from dssnet_fast.weights import FoldedWeights
+
+_MODULES = {"torch": "dssnet_fast.backends.torch_backend"}
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OUTPUTS = ("labels", "probabilities", "logits")
+
+
+class BackendUnavailable(InputError):
+    """The backend, device or precision asked for cannot run here; the message says why."""
+
+
+class Backend(Protocol):
+    """The four stages on packed weights. Maps are channels last; all calls are thread-safe.
+
+    Activations between the stages have the precision's dtype. H and W are multiples of 8.
+    """
+
+    def downsample(self, image: Tensor) -> Tensor:
+        """Stage 1.
+
+        Args:
+            image: [B, H, W, in_channels] uint8, or [B, in_channels, H, W] floating point,
+                `(value - 128) / 128`.
+
+        Returns:
+            [B, H/8, W/8, width].
+        """
+
+    def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 2: [B, h, w, width] -> shallow and deep features, [B, h, w, features] each."""
+
+    def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """Stage 3: two [B, h, w, features] -> [B, 4h, 4w, 32]."""
+
+    def segment(self, y: Tensor, output: str) -> Tensor:
+        """Stage 4: [B, H/2, W/2, 32] -> the answer.
+
+        Args:
+            y: What `fuse` returned.
+            output: One of `OUTPUTS`.
+
+        Returns:
+            [B, H, W] uint8 labels, or [B, H, W, classes] float32 probabilities or logits.
+        """
+
+
+class BackendModule(Protocol):
+    """What a backend's module offers."""
+
+    PRECISIONS: tuple[str, ...]
+
+    def why_not(self, device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
+        """Why it cannot run this; None when it can."""
+
+    def best_precision(self, device: torch.device) -> str:
+        """What `precision="auto"` means on `device`."""
+
+    def make(self, weights: FoldedWeights, device: torch.device, precision: str) -> Backend:
+        """Pack the weights; `why_not` has returned None."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend that can run, and what was chosen for it."""
+
+    name: str
+    device: torch.device
+    precision: str
+    reason: str
+
+
+def names() -> tuple[str, ...]:
+    """All backends of this version, best first, whether they can run here or not."""
+    return tuple(_MODULES)
+
+
+def module(name: str) -> BackendModule:
+    """The module of a backend."""
+    return importlib.import_module(_MODULES[name])
+
+
+def available(device: torch.device, config: DSSNetConfig) -> dict[str, tuple[str, ...]]:
+    """Backends that can run `config` on `device`, with their precisions."""
+    found = {}
+    for name in names():
+        entry = module(name)
+        able = tuple(p for p in entry.PRECISIONS if entry.why_not(device, p, config) is None)
+        if able:
+            found[name] = able
+    return found
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The torch device that `device` names; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        BackendUnavailable: There is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise BackendUnavailable(
+            f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N"
+        ) from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise BackendUnavailable(
+                f"device {str(found)!r} is not available: torch finds {count} CUDA device(s)"
+            )
+    return found
+
+
+def choose(
+    backend: str, device: str | torch.device, precision: str, config: DSSNetConfig
+) -> Choice:
+    """Decide who computes. Only `auto` may fall back; what is named either runs or raises.
+
+    Args:
+        backend: A name or `auto`.
+        device: A torch device or `auto`.
+        precision: `fp32`, `bf16`, `fp16` or `auto`.
+        config: The network to run.
+
+    Raises:
+        BackendUnavailable: With the reason and what is available.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise BackendUnavailable(
+            f"precision {precision!r} is unknown; use auto, {', '.join(PRECISIONS)}"
+        )
+    if backend != "auto" and backend not in _MODULES:
+        raise BackendUnavailable(
+            f"backend {backend!r} is unknown; this version has: {', '.join(names())}"
+        )
+    where = find_device(device)
+    reasons = []
+    for name in names() if backend == "auto" else (backend,):
+        entry = module(name)
+        exact = entry.best_precision(where) if precision == "auto" else precision
+        reason = entry.why_not(where, exact, config)
+        if reason is None:
+            best = "best available" if backend == "auto" else "named by the caller"
+            return Choice(name, where, exact, "; ".join(reasons) or best)
+        reasons.append(f"{name}: {reason}")
+    able = available(where, config)
+    options = "; ".join(f"{name} ({', '.join(p)})" for name, p in able.items()) or "nothing"
+    raise BackendUnavailable(f"{'; '.join(reasons)}; available on {where}: {options}")
