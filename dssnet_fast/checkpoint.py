@@ -246,13 +246,11 @@ def infer_config(state: Mapping[str, Tensor]) -> DSSNetConfig:
 
 
 def _infer_block(state: Mapping[str, Tensor]) -> str:
-    first = state.get("blocks.0.layers.0.weight")
-    if first is None or first.ndim != 4:
-        return "wneck"
-    outputs, inputs, kernel, _ = first.shape
-    if kernel == 3:
-        return "basic"
-    return "wdsr_b" if outputs > inputs else "bottleneck"
+    first_layers = {"expand": "wdsr_b", "reduce": "bottleneck", "first": "basic"}
+    for layer, kind in first_layers.items():
+        if f"blocks.0.layers.{layer}.weight" in state:
+            return kind
+    return "wneck"
 
 
 def plain_shapes(config: DSSNetConfig) -> dict[str, torch.Size]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 CELL = 4  # sub-pixels a side of one 1/8-resolution cell at 1/2 resolution
 VALUES = 3  # distinct values a side of such a cell after a 3x3 convolution
 PRODUCTS = VALUES * VALUES
-# Sub-rows of a cell, and which of its three values a, b, c each of them shows.
+# Which of a cell's three values a, b, c each of its sub-rows shows.
 _SHOWN = (0, 1, 1, 2)
 
 
@@ -194,6 +194,69 @@ def _combine_axis(m: Tensor, s: Tensor, p: Tensor) -> Tensor:
     before = torch.cat([nothing, m[:, :-1]], dim=1)
     after = torch.cat([p[:, 1:], nothing], dim=1)
     return torch.stack([s - m + before, s, s - p + after], dim=2)
+
+
+def cell_kernels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The convolutions that give a cell's 3x3 distinct values directly, without differences.
+
+    Per axis a = m of the cell before + (s - m), b = s, c = (s - p) + p of the cell after: 25
+    products a cell instead of 9, but nothing to subtract, so nothing is lost in low precision, and
+    no pass over intermediate products. See `cell_values`.
+
+    Args:
+        weight: [O, I, 3, 3].
+
+    Returns:
+        Weights for the four corner values (aa, ac, ca, cc) [4 * O, I, 2, 2], for ab and cb
+        [2 * O, I, 2, 1], for ba and bc [2 * O, I, 1, 2] and for bb [O, I, 1, 1].
+    """
+    kernels = [_axis_kernels(rows, dim=3) for rows in _axis_kernels(weight, dim=2)]
+    (aa, ab, ac), (ba, bb, bc), (ca, cb, cc) = kernels
+    return torch.cat([aa, ac, ca, cc]), torch.cat([ab, cb]), torch.cat([ba, bc]), bb
+
+
+def _axis_kernels(weight: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    before, here, after = weight.unbind(dim)
+    a = torch.stack([before, here + after], dim)
+    c = torch.stack([before + here, after], dim)
+    return a, weight.sum(dim, keepdim=True), c
+
+
+def cell_values(
+    x: Tensor, kernels: tuple[Tensor, Tensor, Tensor, Tensor], bias: Tensor, slope: float
+) -> list[list[Tensor]]:
+    """Nearest x4, a 3x3 convolution and a PReLU, on the values that differ.
+
+    Args:
+        x: [B, I, h, w].
+        kernels: `cell_kernels` of the convolution.
+        bias: [O].
+        slope: Of the PReLU.
+
+    Returns:
+        Values [row a, b, c][column a, b, c], each [B, h, w, O]; see `lay_out_cells`.
+    """
+    outputs = bias.shape[0]
+
+    def parts(kernel: Tensor) -> tuple[Tensor, ...]:
+        count = kernel.shape[0] // outputs
+        padding = (kernel.shape[2] - 1, kernel.shape[3] - 1)
+        y = F.leaky_relu_(F.conv2d(x, kernel, bias.repeat(count), padding=padding), slope)
+        return y.permute(0, 2, 3, 1).unflatten(3, (count, outputs)).unbind(3)
+
+    (aa, ac, ca, cc), (ab, cb), (ba, bc), (bb,) = map(parts, kernels)
+    # With two taps and padding 1, output i reads cells i - 1 and i: it is a of cell i and c of i - 1.
+    return [
+        [aa[:, :-1, :-1], ab[:, :-1], ac[:, :-1, 1:]],
+        [ba[:, :, :-1], bb, bc[:, :, 1:]],
+        [ca[:, 1:, :-1], cb[:, 1:], cc[:, 1:, 1:]],
+    ]
+
+
+def lay_out_cells(values: list[list[Tensor]]) -> Tensor:
+    """The map that cell values stand for: [row][column] of [B, h, w, C] -> [B, 4h, 4w, C]."""
+    rows = [torch.stack([row[i] for i in _SHOWN], dim=3) for row in values]
+    return torch.stack([rows[i] for i in _SHOWN], dim=2).flatten(3, 4).flatten(1, 2)
 
 
 def expand_cells(values: Tensor) -> Tensor:

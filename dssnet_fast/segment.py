@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -40,6 +40,8 @@ TABLE = "nuclei.csv"
 RECORDS = ".dssnet_fast"
 # Raise when the same input would give different files, so that old records are not trusted.
 RECORD_VERSION = 1
+
+_LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part\.\w+")
 
 # Images in work at once: while one is in the network, others are read, measured and written.
 _WORKERS = 4
@@ -166,11 +168,17 @@ def _segment(arguments: argparse.Namespace) -> int:
     _silence_decoders()
     jobs = make_jobs(_find(arguments.path, arguments.out))
     _prepare_folder(arguments.out)
+    _remove_leftovers(arguments.out, jobs)
     net = _load_net(arguments)
     run = _Run(net, arguments)
+    ready = time.perf_counter()
     outcomes = _process(run, jobs, arguments)
     _write_table(arguments.out, jobs, outcomes)
-    summary = _summary(arguments, run, jobs, outcomes, time.perf_counter() - started)
+    ended = time.perf_counter()
+    summary = _summary(arguments, run, jobs, outcomes)
+    # The rate is that of a long run: without the time to load the network.
+    summary["seconds"] = round(ended - started, 3)
+    summary["images_per_second"] = round(summary["images"]["done"] / (ended - ready), 3)
     if arguments.json:
         print(json.dumps(summary, indent=1))
     elif not arguments.quiet:
@@ -338,18 +346,26 @@ def _record_path(out: Path, job: Job) -> Path:
     return out / RECORDS / f"{job.name}.json"
 
 
+def _files(out: Path, job: Job) -> list[Path]:
+    """All files of one image, its record first."""
+    return [_record_path(out, job), *(out / (job.name + ending) for ending in RESULTS)]
+
+
 def _discard(out: Path, job: Job) -> None:
-    """Remove an image's record, then its results."""
-    for path in (_record_path(out, job), *(out / (job.name + ending) for ending in RESULTS)):
+    for path in _files(out, job):
         path.unlink(missing_ok=True)
-        _remove_leftovers(path)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed run left of `path`, by `atomic_write`'s pattern of temporary names."""
-    pattern = f".{glob.escape(path.stem[:40])}.????????.part{glob.escape(path.suffix)}"
-    for leftover in path.parent.glob(pattern):
-        leftover.unlink(missing_ok=True)
+def _remove_leftovers(out: Path, jobs: list[Job]) -> None:
+    """Remove what a killed run left of files that it was writing."""
+    # `atomic_write` names its temporary files after the first 40 characters of the file's own.
+    files = [out / TABLE, *(file for job in jobs for file in _files(out, job))]
+    begun = {(path.parent, path.stem[:40]) for path in files}
+    for folder in (out, out / RECORDS):
+        for path in folder.iterdir():
+            match = _LEFTOVER.fullmatch(path.name)
+            if match and (folder, match[1]) in begun:
+                path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
@@ -412,7 +428,6 @@ def _write_table(out: Path, jobs: list[Job], outcomes: list[Outcome]) -> None:
                     raise InputError(f"{out}: results of {job.path} were removed during the run")
                 yield record["rows"]
 
-    _remove_leftovers(out / TABLE)
     write_table(out / TABLE, rows())
 
 
@@ -421,7 +436,6 @@ def _summary(
     run: _Run,
     jobs: list[Job],
     outcomes: list[Outcome],
-    seconds: float,
 ) -> dict[str, object]:
     counts = {
         status: sum(outcome.status == status for outcome in outcomes)
@@ -439,8 +453,6 @@ def _summary(
     return {
         "images": counts,
         "nuclei": sum(outcome.nuclei for outcome in outcomes),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(counts["done"] / seconds, 3),
         "backend": run.settings["backend"],
         "device": str(run.net.device),
         "precision": run.settings["precision"],
@@ -459,10 +471,10 @@ def _for_people(summary: dict) -> str:
         counts += f", {images['skipped']} already done"
     if images["failed"]:
         counts += f", {images['failed']} failed"
+    speed = f" ({summary['images_per_second']:.2f} images/s)" if images["done"] else ""
     return "\n".join(
         (
-            f"{counts}: {summary['nuclei']} nuclei in {summary['seconds']:.1f} s "
-            f"({summary['images_per_second']:.2f} images/s)",
+            f"{counts}: {summary['nuclei']} nuclei in {summary['seconds']:.1f} s{speed}",
             f"network: {summary['model']} (sha256 {summary['model_sha256'][:12]}), backend "
             f"{summary['backend']}, device {summary['device']}, precision {summary['precision']}",
             f"results: {summary['out']} ({TABLE}; of each image "

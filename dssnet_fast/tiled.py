@@ -56,7 +56,8 @@ def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # equal, and the labels would differ from the network's own.
     labels = logits.argmax(axis=2).astype(np.uint8)
     highest = logits.max(axis=2, keepdims=True)
-    probability = 1 / np.exp(logits - highest).sum(axis=2)
+    with np.errstate(invalid="ignore"):
+        probability = 1 / np.exp(logits - highest).sum(axis=2)
     if not np.isfinite(probability).all():
         raise InputError(
             "the network's answer is not finite; use --precision fp32, or check the weights"

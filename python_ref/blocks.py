@@ -5,6 +5,8 @@ Source: Luo et al. 2022, section 3.3.3 and Fig. 5, which compares four kinds of 
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -41,11 +43,15 @@ class WNeck(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + layers(x). [B, C, h, w] -> [B, C, h, w]."""
+    """x + layers(x). [B, C, h, w] -> [B, C, h, w].
 
-    def __init__(self, *layers: nn.Module) -> None:
+    Args:
+        layers: Run in this order, under these names.
+    """
+
+    def __init__(self, **layers: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, h, w]."""
@@ -54,12 +60,12 @@ class Residual(nn.Module):
 
 def wdsr_b(channels: int) -> Residual:
     """WDSR-B (Yu et al. 2018): 1x1 wide expansion, PReLU, 1x1 low-rank squeeze, 3x3."""
-    squeezed = int(channels * LOW_RANK)
+    wide, squeezed = channels * EXPANSION, int(channels * LOW_RANK)
     return Residual(
-        conv(channels, channels * EXPANSION, kernel=1),
-        nn.PReLU(),
-        conv(channels * EXPANSION, squeezed, kernel=1),
-        conv(squeezed, channels),
+        expand=conv(channels, wide, kernel=1),
+        activation=nn.PReLU(),
+        squeeze=conv(wide, squeezed, kernel=1),
+        restore=conv(squeezed, channels),
     )
 
 
@@ -67,17 +73,19 @@ def bottleneck(channels: int) -> Residual:
     """Bottleneck (He et al. 2016): 1x1 to a quarter of the channels, 3x3, 1x1 back."""
     narrow = channels // 4
     return Residual(
-        conv(channels, narrow, kernel=1),
-        nn.PReLU(),
-        conv(narrow, narrow),
-        nn.PReLU(),
-        conv(narrow, channels, kernel=1),
+        reduce=conv(channels, narrow, kernel=1),
+        activation=nn.PReLU(),
+        inner=conv(narrow, narrow),
+        inner_activation=nn.PReLU(),
+        restore=conv(narrow, channels, kernel=1),
     )
 
 
 def basic(channels: int) -> Residual:
     """Basic residual block (He et al. 2016): two 3x3 convolutions."""
-    return Residual(conv(channels, channels), nn.PReLU(), conv(channels, channels))
+    return Residual(
+        first=conv(channels, channels), activation=nn.PReLU(), second=conv(channels, channels)
+    )
 
 
 MAKERS = {"wneck": WNeck, "wdsr_b": wdsr_b, "bottleneck": bottleneck, "basic": basic}

@@ -229,14 +229,14 @@ def _open(file: object) -> Image.Image:
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            # MPO: the JPEGs of some cameras, with a preview after the image.
-            image = Image.open(file, formats=("PNG", "JPEG", "MPO", "BMP"))
+            image = Image.open(file, formats=("PNG", "JPEG", "BMP"))
         except UnidentifiedImageError:
             raise ValueError(f"it is not a {_FORMATS} image, or it is damaged") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     _check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
+    # MPO: a JPEG as some cameras write it, with previews after the image.
     if frames > 1 and image.format != "MPO":
         raise ValueError(f"it is an animation of {frames} pages; save one as its own file")
     return image
@@ -329,8 +329,11 @@ def _scaled(values: np.ndarray, rule: str, *, alpha: bool, premultiplied: bool) 
 # TIFF.
 
 
-def _tiff_plane(path: str | os.PathLike) -> tuple[np.ndarray, TiffPage]:
-    """The stored values [H, W] or [H, W, samples] of a single-plane TIFF, and its description."""
+def _tiff_plane(path: str | os.PathLike) -> tuple[np.ndarray, TiffPage, np.ndarray | None]:
+    """The stored values [H, W] or [H, W, samples] of a single-plane TIFF, its page, its palette.
+
+    The palette is uint16 [3, colours], or None.
+    """
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
@@ -343,21 +346,21 @@ def _tiff_plane(path: str | os.PathLike) -> tuple[np.ndarray, TiffPage]:
             )
         series = tiff.series[0]
         page = series.keyframe
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        planes = {axis: n for axis, n in sizes.items() if axis not in "YXS" and n > 1}
-        if planes or not {"Y", "X"} <= set(sizes):
-            pages = int(np.prod(list(planes.values()), dtype=np.int64))
+        sizes = list(zip(series.axes, series.shape, strict=True))
+        # A kind of axis may occur twice, but for those of a plane.
+        kept = [(axis, size) for axis, size in sizes if axis in "YX" or size > 1]
+        axes = "".join(axis for axis, _ in kept)
+        if sorted(axes) not in (["X", "Y"], ["S", "X", "Y"]):
+            pages = int(np.prod([size for axis, size in kept if axis not in "YXS"]))
             raise ValueError(
                 f"the TIFF is a stack of {pages} pages (axes {series.axes}, shape "
                 f"{' x '.join(map(str, series.shape))}); save each plane as its own file"
             )
-        _check_size(sizes["X"], sizes["Y"])
+        _check_size(dict(kept)["X"], dict(kept)["Y"])
         _check_whole(page, tiff.filehandle.size)
-        values = series.asarray(level=0)
-        kept = [axis for axis in series.axes if sizes[axis] > 1 or axis in "YX"]
-        values = values.reshape([sizes[axis] for axis in kept])
-        order = [kept.index(axis) for axis in "YXS" if axis in kept]
-        return values.transpose(order), page
+        values = series.asarray(level=0).reshape([size for _, size in kept])
+        values = values.transpose([axes.index(axis) for axis in "YXS" if axis in axes])
+        return values, page, page.colormap  # large tags are read from the open file only
 
 
 def _check_whole(page: TiffPage, size: int) -> None:
@@ -376,7 +379,7 @@ def _tiff_labels(path: str | os.PathLike) -> np.ndarray:
 def _tiff_pixels(path: str | os.PathLike, rule: str) -> np.ndarray:
     from tifffile import PHOTOMETRIC
 
-    values, page = _tiff_plane(path)
+    values, page, colour_map = _tiff_plane(path)
     kind = page.photometric
     if values.dtype == bool:
         values = values.astype(np.uint8)
@@ -391,7 +394,7 @@ def _tiff_pixels(path: str | os.PathLike, rule: str) -> np.ndarray:
 
     if kind == PHOTOMETRIC.PALETTE and samples == 1:
         # Entries are 8-bit colours times 257 (or times 256, by some writers).
-        return np.moveaxis(page.colormap >> 8, 0, -1).astype(np.uint8)[values]
+        return np.moveaxis(colour_map >> 8, 0, -1).astype(np.uint8)[values]
     if kind == PHOTOMETRIC.SEPARATED and samples == 4 and values.dtype == np.uint8:
         from PIL import Image
 

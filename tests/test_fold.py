@@ -111,6 +111,14 @@ def test_nine_products_equal_convolution_over_nearest(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_direct_cell_values_equal_convolution_over_nearest(size):
+    x, weight, bias, slope = random(2, 5, *size), random(4, 5, 3, 3), random(4), random(1)
+    expected = F.conv2d(F.interpolate(x, scale_factor=4), weight, bias, padding=1)
+    values = fold.cell_values(x, fold.cell_kernels(weight), bias, slope.item())
+    assert_equal(fold.lay_out_cells(values).permute(0, 3, 1, 2), F.prelu(expected, slope))
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_hundred_taps_equal_convolution_over_expanded_cells(size):
     values, weight, bias = random(2, 5, 3 * size[0], 3 * size[1]), random(4, 5, 3, 3), random(4)
     expanded = fold.expand_cells(values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracle import Oracle
-
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import load_released
+from oracle import Oracle
 
 RECONSTRUCTION_TOLERANCE = 1e-3
 

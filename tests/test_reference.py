@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from oracle import Oracle
-
 from dssnet_fast.python_ref.config import BLOCKS, UPSAMPLINGS, DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import (
@@ -17,6 +15,7 @@ from dssnet_fast.python_ref.released import (
     released_state,
     to_released,
 )
+from oracle import Oracle
 
 SMALL = {"width": 9, "features": 8, "blocks": 2}
 

@@ -35,47 +35,48 @@ def make(weights: FoldedWeights, device: torch.device, precision: str) -> TorchB
 class TorchBackend:
     """The four stages; see `dssnet_fast.backends.Backend`.
 
-    Convolutions run in `dtype` on maps in channels-last memory. Two small products stay in float32
-    whatever the precision, as they would in a kernel's accumulators: the FFM's nine products, whose
-    differences would otherwise lose what they subtract, and the last convolution, whose result is
-    the answer.
+    Convolutions run in `dtype` on maps in channels-last memory, all but the last: its result is
+    the answer and stays in float32, as it would in a kernel's accumulators.
     """
 
     def __init__(self, weights: FoldedWeights, device: torch.device, dtype: torch.dtype) -> None:
         self.config = weights.config
         self.dtype = dtype
+        self._device = device
+        # A PReLU with one slope is a leaky ReLU, which PyTorch can run in place.
+        self._slopes = {
+            name.removesuffix(".slope"): float(value)
+            for name, value in weights.tensors.items()
+            if name.endswith(".slope")
+        }
         self._weights: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for name, value in weights.tensors.items():
-                self._add(name, value, device, dtype)
-            exact = {name: value.double() for name, value in weights.tensors.items()}
-            if self.config.upsampling == "nearest":
-                products = fold.cell_products(exact["fuse.smooth.weight"])
-                self._add("fuse.products.weight", products, device, torch.float32)
-                self._add("fuse.smooth.bias", exact["fuse.smooth.bias"], device, torch.float32)
-                self._add("fuse.smooth.slope", exact["fuse.smooth.slope"], device, torch.float32)
-            composed, bias = fold.compose(
-                exact["segment.inner.weight"],
-                exact["segment.inner.bias"],
-                exact["segment.outer.weight"],
-                exact["segment.outer.bias"],
-            )
-            self._add("segment.tail.weight", fold.subpixel(composed, 2), device, torch.float32)
-            self._add("segment.tail.bias", bias.repeat_interleave(4), device, torch.float32)
-            for name in ("inner.weight", "inner.bias", "outer.weight"):
-                self._add(f"segment.{name}", exact[f"segment.{name}"], device, torch.float32)
+        for name, value in weights.tensors.items():
+            self._add(name, value, dtype)
+        exact = {name: value.double() for name, value in weights.tensors.items()}
+        if self.config.upsampling == "nearest":
+            kernels = fold.cell_kernels(exact["fuse.smooth.weight"])
+            self._cell_kernels = tuple(self._packed(kernel, dtype) for kernel in kernels)
+        tail = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+        for name in tail:
+            self._add(f"segment.{name}", exact[f"segment.{name}"], torch.float32)
+        composed, bias = fold.compose(*(exact[f"segment.{name}"] for name in tail))
+        self._add("segment.tail.weight", fold.subpixel(composed, 2), torch.float32)
+        self._add("segment.tail.bias", bias.repeat_interleave(4), torch.float32)
 
-    def _add(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+    def _packed(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-        # Of its own even where nothing changes: packed weights never share memory with the source.
-        self._weights[name] = value.to(device, dtype, copy=True).contiguous(memory_format=layout)
+        # A copy even where nothing changes: packed weights never share memory with their source.
+        return value.to(self._device, dtype, copy=True).contiguous(memory_format=layout)
+
+    def _add(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        self._weights[name] = self._packed(value, dtype)
 
     def _conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2)
 
-    def _prelu(self, name: str, x: Tensor) -> Tensor:
-        return F.prelu(x, self._weights[f"{name}.slope"])
+    def _activate(self, name: str, x: Tensor) -> Tensor:
+        return F.leaky_relu_(x, self._slopes[name])
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -92,52 +93,46 @@ class TorchBackend:
     def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 2."""
         shallow = x = self._conv("extract.head", x0.permute(0, 3, 1, 2))
+        block = getattr(self, f"_{self.config.block}")
         for i in range(self.config.blocks):
-            block = self._wneck if self.config.block == "wneck" else self._residual
             x = x + block(f"extract.blocks.{i}", x)
         return shallow.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
 
     def _wneck(self, name: str, x: Tensor) -> Tensor:
         branches = [self._conv(f"{name}.expand1", x), self._conv(f"{name}.expand3", x)]
-        wide = self._prelu(name, torch.cat(branches, dim=1))
+        wide = self._activate(name, torch.cat(branches, dim=1))
         return self._conv(f"{name}.restore", self._conv(f"{name}.squeeze", wide))
 
-    def _residual(self, name: str, x: Tensor) -> Tensor:
-        index = 0
-        while f"{name}.layers.{index}.weight" in self._weights:
-            layer = f"{name}.layers.{index}"
-            if f"{layer}.bias" in self._weights:
-                x = self._conv(layer, x)
-            else:
-                x = F.prelu(x, self._weights[f"{layer}.weight"])
-            index += 1
-        return x
+    def _wdsr_b(self, name: str, x: Tensor) -> Tensor:
+        wide = self._activate(name, self._conv(f"{name}.expand", x))
+        return self._conv(f"{name}.restore", self._conv(f"{name}.squeeze", wide))
+
+    def _bottleneck(self, name: str, x: Tensor) -> Tensor:
+        x = self._activate(name, self._conv(f"{name}.reduce", x))
+        x = self._activate(f"{name}.inner", self._conv(f"{name}.inner", x))
+        return self._conv(f"{name}.restore", x)
+
+    def _basic(self, name: str, x: Tensor) -> Tensor:
+        x = self._activate(name, self._conv(f"{name}.first", x))
+        return self._conv(f"{name}.second", x)
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
         joined = torch.cat([shallow, deep], dim=-1).permute(0, 3, 1, 2)
-        mixed = self._prelu("fuse.mix", self._conv("fuse.mix", joined))
+        mixed = self._activate("fuse.mix", self._conv("fuse.mix", joined))
         if self.config.upsampling == "nearest":
-            smooth = self._smooth_cells(mixed)
+            bias, slope = self._weights["fuse.smooth.bias"], self._slopes["fuse.smooth"]
+            values = fold.cell_values(mixed, self._cell_kernels, bias, slope)
+            smooth = fold.lay_out_cells(values).permute(0, 3, 1, 2)
         else:
             shuffled = F.pixel_shuffle(mixed, fold.CELL)
-            smooth = self._prelu("fuse.smooth", self._conv("fuse.smooth", shuffled))
-        y = self._prelu("fuse.reduce", self._conv("fuse.reduce", smooth))
-        return y.permute(0, 2, 3, 1)
-
-    def _smooth_cells(self, mixed: Tensor) -> Tensor:
-        """Nearest x4, 3x3 convolution and PReLU, computed on 3x3 values a cell."""
-        products = F.conv2d(mixed.float(), self._weights["fuse.products.weight"])
-        products = products.permute(0, 2, 3, 1).unflatten(3, (fold.VALUES, fold.VALUES, -1))
-        values = fold.combine_products(products) + self._weights["fuse.smooth.bias"]
-        slope = self._weights["fuse.smooth.slope"]
-        values = torch.where(values > 0, values, values * slope).to(self.dtype)
-        return fold.expand_cells(values).permute(0, 3, 1, 2)
+            smooth = self._activate("fuse.smooth", self._conv("fuse.smooth", shuffled))
+        return self._activate("fuse.reduce", self._conv("fuse.reduce", smooth)).permute(0, 2, 3, 1)
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
-        narrow = self._prelu("segment.narrow", self._conv("segment.narrow", y.permute(0, 3, 1, 2)))
-        narrow = narrow.float()
+        narrow = self._conv("segment.narrow", y.permute(0, 3, 1, 2))
+        narrow = self._activate("segment.narrow", narrow).float()
         logits = fold.subtract_border_excess(
             F.pixel_shuffle(self._conv("segment.tail", narrow), 2),
             fold.outermost(narrow, 2),

@@ -1,0 +1,149 @@
+"""`python -m dssnet_fast.convert ckpt.pt`: a checkpoint becomes a weight file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from dssnet_fast import cli
+from dssnet_fast.python_ref.errors import InputError
+
+# Worst relative error of the logits against the float64 reference. float32: accumulation order.
+# fp16: rounding every weight to 11 bits; with random weights 1e-3 was measured.
+TOLERANCE = {"fp32": 2e-5, "fp16": 1e-2}
+_VERIFIED_SIDE_PX = 1024
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = cli.parser(
+        "convert",
+        "Fold a checkpoint (released, from our training, plain, or safetensors) into a weight file "
+        "for FastDSSNet. What was written is read back and compared with the reference network.",
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "-o", "--out", type=Path, default=None, help="weight file (default: beside the checkpoint)"
+    )
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="fp32", help="of the file")
+    parser.add_argument("--class-names", default=None, help="comma-separated, background first")
+    parser.add_argument(
+        "--verify", type=Path, nargs="+", default=[], metavar="IMAGE",
+        help="also compare on these images or folders",
+    )
+    parser.add_argument(
+        "--onnx", type=Path, nargs="?", const=True, default=None, metavar="FILE",
+        help="also write the folded graph as ONNX (default: beside the weight file)",
+    )
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="convert NaN and infinite weights too"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return parser
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Convert as the arguments say."""
+    from dssnet_fast import macs, parity, weights
+    from dssnet_fast.checkpoint import read_checkpoint
+    from dssnet_fast.model import FastDSSNet
+    from dssnet_fast.python_ref.files import atomic_write
+    from dssnet_fast.python_ref.images import find_images, read_image
+
+    source = arguments.checkpoint
+    out = arguments.out or default_out(source)
+    onnx = out.with_suffix(".onnx") if arguments.onnx is True else arguments.onnx
+    for path in filter(None, (out, onnx)):
+        _check_free(path, source, arguments.overwrite)
+
+    if weights.is_weight_file(source):
+        folded = weights.load(source, arguments.allow_nonfinite)
+        kind, before = "weight file of dssnet_fast", None
+        reference = weights.unfold(folded)
+    else:
+        checkpoint = read_checkpoint(source, arguments.allow_nonfinite)
+        kind, before = checkpoint.kind, sum(v.numel() for v in checkpoint.state.values())
+        folded = weights.fold_checkpoint(checkpoint)
+        reference = checkpoint.reference()
+    if arguments.class_names is not None:
+        folded = replace(
+            folded, class_names=cli.class_names(arguments.class_names, folded.config.classes)
+        )
+
+    config = folded.config
+    images = parity.random_images(config)
+    for path in find_images(arguments.verify) if arguments.verify else []:
+        image = read_image(path, channels=config.in_channels)
+        images.append(image[:_VERIFIED_SIDE_PX, :_VERIFIED_SIDE_PX])
+
+    with atomic_write(out) as temporary:
+        weights.save(folded, temporary, arguments.dtype)
+        back = weights.load(temporary, arguments.allow_nonfinite)
+        net = FastDSSNet(back, device="cpu", backend="torch", precision="fp32")
+        found = None
+        if not arguments.allow_nonfinite:
+            found = parity.compare(net, reference, images)
+            if not found.error <= TOLERANCE[arguments.dtype]:
+                raise InputError(
+                    f"{source}: converted weights differ from the reference by {found.error:.1e} "
+                    f"(limit {TOLERANCE[arguments.dtype]:.0e}); nothing was written"
+                )
+
+    after = sum(value.numel() for value in folded.tensors.values())
+    side = 512
+    macs_before = macs.reference(config, side, side) / 1e9
+    macs_after = sum(macs.folded(config, side, side).values()) / 1e9
+    size = out.stat().st_size / 1e6
+    print(f"{source}: {kind}, sha256 {folded.source_digest[:12]}")
+    print(f"  network     {describe(config)}")
+    print(f"  classes     {', '.join(folded.class_names)}")
+    print(f"  parameters  {f'{before:,} -> ' if before else ''}{after:,} for inference")
+    print(f"  MACs        {macs_before:.2f} -> {macs_after:.2f} G for {side}x{side}")
+    if found is None:
+        print("  parity      not checked: non-finite weights are allowed")
+    else:
+        print(
+            f"  parity      worst relative error {found.error:.1e}, labels equal "
+            f"{found.labels:.4%}, {found.images} images, against the reference in float64"
+        )
+    print(f"  written     {out} ({size:.1f} MB, {arguments.dtype})")
+    if onnx:
+        from dssnet_fast.onnx_export import OPSET, export_onnx
+
+        error = export_onnx(back, onnx)
+        print(
+            f"  written     {onnx} ({onnx.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}, "
+            f"onnxruntime within {error:.1e})"
+        )
+
+
+def default_out(checkpoint: Path) -> Path:
+    """Where the weight file goes unless told otherwise; never the checkpoint itself."""
+    out = checkpoint.with_suffix(".safetensors")
+    return out if out != checkpoint else checkpoint.with_suffix(".folded.safetensors")
+
+
+def describe(config) -> str:
+    """A config on one line."""
+    return (
+        f"{config.blocks} {config.block} blocks, width {config.width}, features "
+        f"{config.features}, {config.in_channels} -> {config.classes} channels, "
+        f"{config.upsampling} up-sampling"
+    )
+
+
+def _check_free(path: Path, source: Path, overwrite: bool) -> None:
+    if path.exists() and source.exists() and path.samefile(source):
+        raise InputError(f"{path}: is the checkpoint itself; choose another --out")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file name")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists; choose another --out or add --overwrite")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("convert", make_parser, body))

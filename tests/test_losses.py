@@ -1,0 +1,163 @@
+"""The loss and the edge target, against independent implementations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from dssnet_fast.python_ref.losses import IGNORE, dssnet_loss, edge_target, mean_ssim
+from dssnet_fast.python_ref.network import DSSNetOutput
+from skimage.metrics import structural_similarity
+
+
+@pytest.fixture
+def case():
+    """Network output, image, classes and edges of a batch of two, 24 x 32 px, three classes."""
+    torch.manual_seed(0)
+    output = DSSNetOutput(
+        torch.randn(2, 3, 24, 32), torch.rand(2, 3, 24, 32) * 2 - 1, torch.rand(2, 1, 12, 16)
+    )
+    image = (output.reconstruction + 0.3 * torch.randn(2, 3, 24, 32)).clamp(-1, 1)
+    classes = torch.randint(0, 3, (2, 24, 32))
+    return output, image, classes, torch.randint(0, 2, (2, 1, 12, 16)).float()
+
+
+def skimage_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over the windows inside the image, of [C, H, W] images in [-1, 1]."""
+    _, similarity = structural_similarity(
+        a.astype(np.float64),
+        b.astype(np.float64),
+        channel_axis=0,
+        data_range=2.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    return float(similarity[:, 5:-5, 5:-5].mean())
+
+
+def test_ssim_is_that_of_scikit_image(case):
+    output, image, _, _ = case
+    expected = np.mean(
+        [
+            skimage_ssim(a, b)
+            for a, b in zip(output.reconstruction.numpy(), image.numpy(), strict=True)
+        ]
+    )
+    assert 0.2 < expected < 0.9  # not a case that anything would solve
+    assert abs(float(mean_ssim(output.reconstruction, image)) - expected) <= 1e-5
+
+
+def test_loss_is_the_papers_sum(case):
+    output, image, classes, edges = case
+    loss = dssnet_loss(output, image, classes, edges)
+
+    logits = output.segmentation.double().numpy()
+    chosen = np.take_along_axis(logits, classes.numpy()[:, None], axis=1)[:, 0]
+    segmentation = (np.log(np.exp(logits).sum(axis=1)) - chosen).mean()
+    reconstruction = 1 - float(mean_ssim(output.reconstruction, image))
+    edge = np.abs(output.edge.double().numpy() - edges.double().numpy()).mean()
+
+    for value, expected in (
+        (loss.segmentation, segmentation),
+        (loss.reconstruction, reconstruction),
+        (loss.edge, edge),
+        (loss.total, segmentation + 0.25 * reconstruction + 0.4 * edge),
+    ):
+        assert abs(float(value) - expected) <= 1e-5
+
+
+def test_absent_branches_do_not_count(case):
+    output, image, classes, edges = case
+    loss = dssnet_loss(output._replace(reconstruction=None, edge=None), image, classes, edges)
+    assert loss.reconstruction is None
+    assert loss.edge is None
+    assert torch.equal(loss.total, loss.segmentation)
+
+
+def test_ignored_pixels_have_no_say(case):
+    output, image, classes, edges = case
+    classes[:, 12:] = IGNORE
+    expected = dssnet_loss(output, image, classes, edges)
+    # Whatever the network says there, and whatever the edges are there.
+    output.segmentation[:, :, 12:] += 100 * torch.randn(2, 3, 12, 32)
+    output.edge[:, :, 6:] += 100
+    edges[:, :, 6:] = 0
+    changed = dssnet_loss(output, image, classes, edges)
+    assert torch.equal(changed.segmentation, expected.segmentation)
+    assert torch.equal(changed.edge, expected.edge)
+    upper = output.edge[:, :, :6] - edges[:, :, :6]
+    assert abs(float(changed.edge - upper.abs().mean())) <= 1e-6
+
+
+def test_a_batch_without_any_label_is_finite(case):
+    output, image, classes, edges = case
+    output.segmentation.requires_grad_()
+    loss = dssnet_loss(output, image, torch.full_like(classes, IGNORE), edges)
+    assert loss.segmentation.item() == loss.edge.item() == 0
+    assert math.isfinite(loss.total.item())
+    loss.total.backward()
+    assert bool((output.segmentation.grad == 0).all())
+
+
+def test_low_precision_outputs_are_compared_in_float32(case):
+    output, image, classes, edges = case
+    rounded = DSSNetOutput(*(part.bfloat16() for part in output))
+    exact = DSSNetOutput(*(part.float() for part in rounded))
+    low = dssnet_loss(rounded, image, classes, edges).total
+    assert low.dtype == torch.float32
+    assert torch.equal(low, dssnet_loss(exact, image, classes, edges).total)
+
+
+# --- edges ---------------------------------------------------------------------------------------
+
+
+def brute_force_edges(labels: np.ndarray) -> np.ndarray:
+    height, width = labels.shape
+    edge = np.zeros((height // 2, width // 2), np.float32)
+    for row in range(height):
+        for column in range(width):
+            near = labels[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            known = near[near >= 0]
+            if labels[row, column] > 0 and (known != labels[row, column]).any():
+                edge[row // 2, column // 2] = 1
+    return edge
+
+
+@pytest.mark.parametrize("lowest", [0, -1], ids=["known", "partly-unknown"])
+def test_edge_target_equals_brute_force(lowest):
+    random = np.random.default_rng(1)
+    # Blocks of 5 x 3 pixels, so that there are insides as well as touching instances.
+    labels = random.integers(lowest, 4, (3, 6, 10)).repeat(5, axis=1).repeat(3, axis=2)
+    edges = edge_target(torch.from_numpy(labels).int())
+    assert edges.shape == (3, 1, 15, 15)
+    assert edges.dtype == torch.float32
+    expected = np.stack([brute_force_edges(one) for one in labels])
+    assert 0.1 < expected.mean() < 0.95
+    np.testing.assert_array_equal(edges[:, 0].numpy(), expected)
+
+
+def test_touching_instances_are_told_apart():
+    labels = torch.zeros(1, 8, 12, dtype=torch.int32)
+    labels[:, :, :6] = 2**24 - 2
+    labels[:, :, 6:] = 2**24 - 1
+    edges = edge_target(labels)[0, 0]
+    assert edges.sum(0).tolist() == [0, 0, 4, 4, 0, 0]
+    # In a map of classes the two are one object.
+    assert edge_target((labels > 0).int()).sum() == 0
+
+
+def test_image_border_and_unknown_pixels_make_no_edge():
+    labels = torch.ones(1, 8, 8, dtype=torch.int32)
+    assert edge_target(labels).sum() == 0
+    labels[:, 4:] = -1
+    assert edge_target(labels).sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 7), (8, 8), (1, 1, 8, 8)])
+def test_edge_target_rejects_odd_shapes(shape):
+    with pytest.raises(ValueError, match=r"labels must have shape \[B, H, W\] with H and W even"):
+        edge_target(torch.zeros(shape, dtype=torch.int32))
