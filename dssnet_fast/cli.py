@@ -65,3 +65,15 @@ def main(
 ) -> int:
     """Parse `argv` (the process's own by default) and run `body`; see `run`."""
     return run(command, make_parser().parse_args(argv), body)
+
+
+def class_names(given: str, classes: int) -> tuple[str, ...]:
+    """The names in a comma-separated list, background first.
+
+    Raises:
+        InputError: They are not `classes` different names.
+    """
+    names = tuple(name.strip() for name in given.split(","))
+    if len(names) != classes or not all(names) or len(set(names)) != classes:
+        raise InputError(f"--class-names must be {classes} different names, got {given!r}")
+    return names

@@ -60,11 +60,11 @@ def body(arguments: argparse.Namespace) -> None:
 
     if weights.is_weight_file(source):
         folded = weights.load(source, arguments.allow_nonfinite)
-        kind, before = "weight file of dssnet_fast", None
+        kind = "weight file of dssnet_fast"
         reference = weights.unfold(folded)
     else:
         checkpoint = read_checkpoint(source, arguments.allow_nonfinite)
-        kind, before = checkpoint.kind, sum(v.numel() for v in checkpoint.state.values())
+        kind = checkpoint.kind
         folded = weights.fold_checkpoint(checkpoint)
         reference = checkpoint.reference()
     if arguments.class_names is not None:
@@ -91,6 +91,7 @@ def body(arguments: argparse.Namespace) -> None:
                     f"(limit {TOLERANCE[arguments.dtype]:.0e}); nothing was written"
                 )
 
+    before = sum(value.numel() for value in reference.parameters())
     after = sum(value.numel() for value in folded.tensors.values())
     side = 512
     macs_before = macs.reference(config, side, side) / 1e9
@@ -99,7 +100,7 @@ def body(arguments: argparse.Namespace) -> None:
     print(f"{source}: {kind}, sha256 {folded.source_digest[:12]}")
     print(f"  network     {describe(config)}")
     print(f"  classes     {', '.join(folded.class_names)}")
-    print(f"  parameters  {f'{before:,} -> ' if before else ''}{after:,} for inference")
+    print(f"  parameters  {before:,} in training -> {after:,}")
     print(f"  MACs        {macs_before:.2f} -> {macs_after:.2f} G for {side}x{side}")
     if found is None:
         print("  parity      not checked: non-finite weights are allowed")

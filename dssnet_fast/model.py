@@ -63,7 +63,7 @@ class FastDSSNet(nn.Module):
             _register(self.folded, name, value.to(choice.device, copy=True))
         self._requested_backend = backend
         self._use(choice)
-        self.register_load_state_dict_post_hook(lambda net, _: net._use(net._choice))
+        self.register_load_state_dict_post_hook(_repack)
         self.eval()
         log.info("%r", self)
 
@@ -323,6 +323,10 @@ class FastDSSNet(nn.Module):
             super()._apply(lambda tensor: tensor.to(probe.device), recurse)
             self._use(choice)
         return self
+
+
+def _repack(net: FastDSSNet, _: object) -> None:
+    net._use(net._choice)
 
 
 def _register(root: nn.Module, name: str, value: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 Each image gives `<name>_labels.png` (classes), `<name>_nuclei.tif` (instances),
 `<name>_overlay.png` (for looking at) and `<name>.geojson` (for QuPath); all images together give
-`nuclei.csv`. Ids are the same in all of them. `<name>` is the file's name without its suffix, or,
-where two images share that, the full name with as many folders as it takes to tell them apart.
+`nuclei.csv`. Ids are the same in all of them. `<name>` is the file's name without its suffix.
+Images that share it are told apart by their suffix (`a.png` and `a.jpg` give `a.png_labels.png`
+and `a.jpg_labels.png`) or by as many folders as it takes (`p1/a.png` gives `p1_a_labels.png`).
 
 A run that was stopped goes on where it stopped when it is started again: `.dssnet_fast/` in the
 output folder holds one record per finished image, with what it was made from. An image is skipped
@@ -127,22 +128,27 @@ def make_jobs(images: Sequence[Path]) -> list[Job]:
     jobs = {}
     for group in alike.values():
         if len(group) == 1:
-            jobs[group[0]] = Job(group[0], group[0].name, group[0].stem)
+            (image,) = group
+            jobs[image] = Job(image, image.name, image.stem)
             continue
         parts = [image.absolute().parts for image in group]
         for depth in range(1, max(map(len, parts)) + 1):
             labels = ["/".join(part[-depth:]) for part in parts]
             if len({label.casefold() for label in labels}) == len(labels):
                 break
-        for image, label in zip(group, labels, strict=True):
-            jobs[image] = Job(image, label, _file_name(label))
+        names = [_file_name(label) for label in labels]
+        short = [name.removesuffix(image.suffix) for name, image in zip(names, group, strict=True)]
+        if len({name.casefold() for name in short}) == len(short):
+            names = short
+        for image, label, name in zip(group, labels, names, strict=True):
+            jobs[image] = Job(image, label, name)
     taken: dict[str, Job] = {}
     for job in jobs.values():
         other = taken.setdefault(job.name.casefold(), job)
         if other is not job:
             raise InputError(
                 f"{other.path} and {job.path} would have results of the same name, {job.name}; "
-                "segment them into different folders"
+                "rename one, or segment them into different folders"
             )
     return [jobs[image] for image in images]
 

@@ -208,6 +208,7 @@ class Trainer:
         path = self.out / "last.pt"
         if not path.exists():
             self.out.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             return None
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -230,16 +231,15 @@ class Trainer:
                 f"{self.out} holds a run with other settings ({'; '.join(changed)}); "
                 "choose another folder, or repeat the settings to continue it"
             )
-        # What a run that was killed while it saved has left.
-        for pattern in (
-            ".last.*.part.pt",
-            ".best.*.part.pt",
-            ".log.*.part.csv",
-            ".curves.*.part.png",
-        ):
-            for file in self.out.glob(pattern):
-                file.unlink(missing_ok=True)
+        self._sweep()
         return saved
+
+    def _sweep(self) -> None:
+        """Remove what a run that was killed while it wrote has left."""
+        for name in ("last.pt", "best.pt", "log.csv", "curves.png"):
+            stem, suffix = name.split(".")
+            for file in self.out.glob(f".{stem}.*.part.{suffix}"):
+                file.unlink(missing_ok=True)
 
     def _save(self, improved: bool) -> None:
         checkpoint = {

@@ -15,12 +15,14 @@ import signal
 import sys
 from pathlib import Path
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401 (once, not in every fork)
 import torch
 from dssnet_fast.python_ref import training
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.data import find_pairs, split
 
-CONFIG = DSSNetConfig(width=9, features=8, blocks=1)
+CONFIG = DSSNetConfig(width=9, features=8, blocks=1, super_resolution=False)
 OPTIONS = training.TrainingOptions(epochs=3, batch=2, crop=32, learning_rate=0.01, seed=5)
 
 

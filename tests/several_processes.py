@@ -1,9 +1,10 @@
 """Two training processes over gloo on this machine; run by test_training.py.
 
-    python several_processes.py SCENARIO DATA OUT
+    python several_processes.py DATA OUT
 
-Prints one line a process: its rank and how training ended there. Forks instead of torchrun, so
-that nothing ends a process that hangs and torch is imported only once.
+Runs each of `SCENARIOS` in a folder of its own below OUT and prints one line a process: scenario,
+rank and how training ended there. Forks instead of torchrun, so that nothing ends a process that
+waits for another and torch is imported only once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dssnet_fast.python_ref import training
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.data import find_pairs, split
 
-CONFIG = DSSNetConfig(width=9, features=8, blocks=1)
+CONFIG = DSSNetConfig(width=9, features=8, blocks=1, super_resolution=False)
 OPTIONS = training.TrainingOptions(
     epochs=2, batch=4, crop=32, learning_rate=0.01, seed=5, augment=False
 )
@@ -60,23 +61,24 @@ def process(scenario: str, rank: int, data: Path, out: Path) -> None:
         end = f"best {best:.9f}"
     except (ValueError, OSError) as error:
         end = f"{type(error).__name__}: {error}"
-    print(f"{rank} {end}", flush=True)
+    print(f"{scenario} {rank} {end}", flush=True)
 
 
-def main(scenario: str, data: Path, out: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    for rank in (0, 1):
-        if os.fork() == 0:
-            try:
-                process(scenario, rank, data, out)
-            finally:
-                os._exit(0)
-    for _ in range(2):
-        os.wait()
+def main(data: Path, out: Path) -> None:
+    for scenario in SCENARIOS:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        for rank in (0, 1):
+            if os.fork() == 0:
+                try:
+                    process(scenario, rank, data, out / scenario)
+                finally:
+                    os._exit(0)
+        for _ in range(2):
+            os.wait()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

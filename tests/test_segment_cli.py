@@ -159,7 +159,7 @@ def test_bad_files_are_reported_and_the_rest_goes_on(folder, tmp_path, net, caps
     assert run(folder, "--out", good, "--quiet") == 0
     (folder / "image00.png").write_bytes(b"")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff" + bytes(100))
-    tifffile.imwrite(folder / "stack.tif", np.zeros((4, 9, 9), np.uint8))
+    tifffile.imwrite(folder / "stack.tif", np.zeros((5, 9, 9), np.uint8))
     out = tmp_path / "out"
     capsys.readouterr()
     assert run(folder, "--out", out, "--quiet") == 1
@@ -362,21 +362,25 @@ def test_names_of_results():
         ("b.png", "b"),
     ]
     assert names_of("p1/a.png", "p2/a.png") == [
-        ("p1/a.png", "p1_a.png"),
-        ("p2/a.png", "p2_a.png"),
+        ("p1/a.png", "p1_a"),
+        ("p2/a.png", "p2_a"),
     ]
     assert names_of("x/p1/a.png", "y/p1/a.png") == [
-        ("x/p1/a.png", "x_p1_a.png"),
-        ("y/p1/a.png", "y_p1_a.png"),
+        ("x/p1/a.png", "x_p1_a"),
+        ("y/p1/a.png", "y_p1_a"),
     ]
-    assert [label for label, _ in names_of("A.png", "a.PNG", "q/a.png")] != ["A.png"] * 3
+    assert [name for _, name in names_of("p/a.png", "p/A.tif", "q/a.png")] == [
+        "p_a.png",
+        "p_A.tif",
+        "q_a.png",
+    ]
 
 
 def test_names_that_only_differ_by_case_are_told_apart_or_refused():
     from dssnet_fast.python_ref.errors import InputError
 
-    with pytest.raises(InputError, match="segment them into different folders"):
-        names_of("p/q_a.png", "p_q/a.png", "p/q/a.png", "p_q_a.png.png")
+    with pytest.raises(InputError, match="rename one, or segment them into different"):
+        names_of("p/a.png", "q/a.png", "z/p_a.png")
     with pytest.raises(InputError, match="results of the same name"):
         names_of("same/A.png", "same/a.png")
 
@@ -388,7 +392,7 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(tmp_path, net):
     assert run(tmp_path / "p1", tmp_path / "p2", "--out", out) == 0
     rows = list(csv.DictReader((out / "nuclei.csv").open(newline="")))
     assert {row["image"] for row in rows} == {"p1/a.png", "p2/a.png", "b.png", "b.bmp"}
-    for name, number in (("p1_a.png", 0), ("p2_a.png", 1), ("b.png", 2), ("b.bmp", 3)):
+    for name, number in (("p1_a", 0), ("p2_a", 1), ("b.png", 2), ("b.bmp", 3)):
         labels = np.asarray(Image.open(out / f"{name}_labels.png"))
         np.testing.assert_array_equal(labels > 0, picture(number).mean(axis=2) > 100)
 

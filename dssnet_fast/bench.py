@@ -1,0 +1,222 @@
+"""`python -m dssnet_fast.bench`: how fast this machine runs DSSNet, in all the ways it can."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from dssnet_fast import cli
+from dssnet_fast.python_ref.errors import InputError
+
+SIZES = (256, 512, 1024)
+BATCHES = (1, 8)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = cli.parser(
+        "bench",
+        "Time the reference network, torch.compile, UNet and every fast backend and precision in "
+        "turn. Each answer is compared with the reference's before it is timed. Speed-ups are "
+        "ratios to the reference in float32 as PyTorch runs it, in the same rounds.",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", default=None, help="default: random weights"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="sides in pixels")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--only", nargs="+", default=None, metavar="NAME", help="these, beside the reference"
+    )
+    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="not these")
+    parser.add_argument("--list", action="store_true", help="show the names and stop")
+    parser.add_argument("--rounds", type=int, default=5, help="each is timed in at least so many")
+    parser.add_argument("--seconds", type=float, default=5.0, help="more rounds for so long")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    return parser
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Measure as the arguments say."""
+    import torch
+
+    from dssnet_fast import backends, benchmark
+    from dssnet_fast.checkpoint import read_checkpoint
+
+    _check(arguments)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    reference = None
+    if arguments.checkpoint is not None:
+        reference = read_checkpoint(arguments.checkpoint).reference()
+    arena = benchmark.Arena(reference, backends.find_device(arguments.device))
+    chosen = choose(arena.contestants, arguments.only, arguments.skip)
+    if arguments.list:
+        print("\n".join(contestant.name for contestant in chosen))
+        return
+    results = []
+    for size in arguments.sizes:
+        for batch in arguments.batches:
+            results += measure(arena, chosen, size, batch, arguments.rounds, arguments.seconds)
+            if not (arguments.json or arguments.markdown):
+                print_table(results[-len(chosen) :], size, batch)
+    if arguments.json:
+        print(json.dumps({"machine": machine(arena.device), "results": results}, indent=1))
+    elif arguments.markdown:
+        print(markdown(results, machine(arena.device)))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, values, unit in (
+        ("--sizes", arguments.sizes, 16),
+        ("--batches", arguments.batches, 1),
+        ("--threads", [1 if arguments.threads is None else arguments.threads], 1),
+        ("--rounds", [arguments.rounds], 1),
+    ):
+        for value in values:
+            if value < 1 or value % unit:
+                rule = "at least 1" if unit == 1 else f"a positive multiple of {unit}"
+                raise InputError(f"{name} must be {rule}, got {value}")
+
+
+def choose(contestants: list, only: list[str] | None, skip: list[str]) -> list:
+    """The contestants that `--only` and `--skip` leave; the first, the baseline, always stays.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    names = [contestant.name for contestant in contestants]
+    unknown = sorted({*(only or []), *skip} - set(names))
+    if unknown:
+        raise InputError(f"no contestant {', '.join(unknown)} here; there are: {', '.join(names)}")
+    kept = set(names if only is None else only) - set(skip)
+    return [c for number, c in enumerate(contestants) if number == 0 or c.name in kept]
+
+
+def measure(arena, contestants: list, size: int, batch: int, rounds: int, seconds: float) -> list:
+    """Check and time the contestants on one size and batch.
+
+    Args:
+        arena: A `benchmark.Arena`.
+        contestants: Of that arena, the baseline first.
+        size: Side of the images in pixels.
+        batch: Images a call.
+        rounds: See `benchmark.race`.
+        seconds: See `benchmark.race`.
+
+    Returns:
+        One dict a contestant, in their order. Those that could not run, or whose answer was wrong,
+        have `skipped` with the reason in place of numbers.
+    """
+    from dssnet_fast import benchmark
+
+    image = arena.image(size, batch)
+    rows, runs = [], {}
+    for contestant in contestants:
+        row = {"contestant": contestant.name, "size": size, "batch": batch}
+        rows.append(row)
+        try:
+            run = arena.prepare(contestant, image)
+            row["relative_error"] = arena.check(contestant, run, size, batch)
+        except (benchmark.Unavailable, benchmark.WrongAnswer, InputError) as error:
+            row["skipped"] = cli.one_line(error)
+            continue
+        runs[contestant.name] = run
+    timings = benchmark.race(runs, arena.timed, rounds, seconds)
+    for contestant, row in zip(contestants, rows, strict=True):
+        if contestant.name not in timings:
+            continue
+        timing = timings[contestant.name]
+        macs = arena.macs(contestant, size, batch)
+        row["median_ms"] = timing.median * 1e3
+        row["spread"] = timing.spread
+        row["rounds"] = len(timing.seconds)
+        row["speed_up"] = timing.speed_up(timings[benchmark.BASELINE])
+        row["images_per_second"] = batch / timing.median
+        row["gmac_per_second"] = macs / timing.median / 1e9
+    return rows
+
+
+def machine(device) -> dict[str, str | int]:
+    """What the numbers belong to."""
+    import torch
+
+    import dssnet_fast
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 0,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "dssnet_fast": dssnet_fast.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+_HEADINGS = ("contestant", "median", "spread", "images/s", "GMAC/s", "speed-up", "error")
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    if "skipped" in row:
+        return (row["contestant"], f"skipped: {row['skipped']}")
+    return (
+        row["contestant"],
+        f"{row['median_ms']:.2f} ms",
+        f"{row['spread']:.0%}",
+        f"{row['images_per_second']:.1f}",
+        f"{row['gmac_per_second']:.1f}",
+        f"{row['speed_up']:.2f}x",
+        f"{row['relative_error']:.1e}" if row["relative_error"] else "-",
+    )
+
+
+def print_table(rows: list[dict], size: int, batch: int) -> None:
+    """Print the results of one size and batch for reading in a terminal."""
+    table = [_HEADINGS, *(_cells(row) for row in rows)]
+    whole = [line for line in table if len(line) == len(_HEADINGS)]
+    widths = [max(len(line[column]) for line in whole) for column in range(len(_HEADINGS))]
+    widths[0] = max(len(line[0]) for line in table)
+    print(f"{size} x {size} px, batch {batch}")
+    for name, *cells in table:
+        rest = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=False)]
+        print("  ".join([name.ljust(widths[0]), *rest]).rstrip())
+    print(flush=True)
+
+
+def markdown(rows: list[dict], about: dict) -> str:
+    """The results as Markdown, one table for each size and batch."""
+    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    groups = dict.fromkeys((row["size"], row["batch"]) for row in rows)
+    for size, batch in groups:
+        lines += [f"{size} x {size} px, batch {batch}:", ""]
+        lines += [f"| {' | '.join(_HEADINGS)} |", "|---" + "|---:" * (len(_HEADINGS) - 1) + "|"]
+        for row in rows:
+            if (row["size"], row["batch"]) == (size, batch):
+                cells = _cells(row)
+                cells += ("",) * (len(_HEADINGS) - len(cells))
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("bench", make_parser, body))

@@ -1,0 +1,316 @@
+"""Measuring contestants side by side: who they are, that their answers are right, how fast.
+
+Nothing here knows absolute times. Contestants take turns round by round, so that whatever slows the
+machine slows all of them, and speed is told as a ratio to the reference of the same rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dssnet_fast import backends, macs, parity
+from dssnet_fast.model import FastDSSNet
+from dssnet_fast.python_ref.config import DSSNetConfig
+from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.python_ref.network import DSSNet
+from dssnet_fast.python_ref.unet import UNet
+
+BASELINE = "reference"
+FP32_TOLERANCE = 2e-5  # relative error of the logits, ||difference|| / ||expected||
+_SEED = 20220822
+
+Kind = Literal["reference", "compile", "unet", "fast"]
+
+
+class Unavailable(Exception):
+    """A contestant cannot run here; the message says why."""
+
+
+class WrongAnswer(Exception):
+    """A contestant's logits differ too much from the reference's; the message says how much."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network in one way of running it.
+
+    Attributes:
+        name: What tables and options call it.
+        kind: What it is; `unet` is another network and not compared with the reference.
+        precision: `fp32`, `bf16` or `fp16`.
+        backend: Of a `fast` one.
+        channels_last: Memory layout of a `reference` one's weights and images.
+    """
+
+    name: str
+    kind: Kind
+    precision: str = "fp32"
+    backend: str = ""
+    channels_last: bool = False
+
+
+def contestants(device: torch.device, config: DSSNetConfig) -> list[Contestant]:
+    """All that may run on `device`, the baseline first.
+
+    The reference runs in every precision that some backend has here, in channels-last memory too:
+    a fused network ought to beat PyTorch at its best, not only as it comes.
+    """
+    able = backends.available(device, config)
+    offered = [p for p in backends.PRECISIONS if any(p in row for row in able.values())]
+    found = [
+        Contestant(BASELINE, "reference"),
+        Contestant("reference-channels-last", "reference", channels_last=True),
+    ]
+    found += [
+        Contestant(f"reference-{precision}", "reference", precision, channels_last=True)
+        for precision in offered
+        if precision != "fp32"
+    ]
+    found += [Contestant("reference-compile", "compile"), Contestant("unet", "unet")]
+    found += [
+        Contestant(f"fast-{backend}-{precision}", "fast", precision, backend)
+        for backend, precisions in able.items()
+        for precision in precisions
+    ]
+    return found
+
+
+class Arena:
+    """One network, one device, and whoever runs the network there.
+
+    Args:
+        reference: The network, or None for one with the paper's sizes and random weights, biases
+            and slopes; speed does not depend on them.
+        device: Where to run.
+    """
+
+    def __init__(self, reference: DSSNet | None, device: torch.device) -> None:
+        self.device = device
+        network = deepcopy(reference) if reference else random_network(DSSNetConfig())
+        self.reference = network.float().to(device).eval().requires_grad_(False)
+        self.config = network.config
+        self.contestants = contestants(device, network.config)
+        self._expected: tuple[tuple[int, int], Tensor] | None = None
+
+    def image(self, size: int, batch: int) -> Tensor:
+        """Smooth spots and noise, [batch, in_channels, size, size] float32 in [-1, 1)."""
+        generator = torch.Generator().manual_seed(_SEED)
+        shape = (batch, self.config.in_channels, size // 8, size // 8)
+        spots = torch.rand(shape, generator=generator)
+        spots = nn.functional.interpolate(spots, scale_factor=8, mode="bilinear")
+        noise = torch.rand(spots.shape, generator=generator)
+        pixels = ((0.8 * spots + 0.2 * noise) * 255).floor()
+        return ((pixels - 128) / 128).to(self.device)
+
+    def prepare(self, contestant: Contestant, image: Tensor) -> Callable[[], Tensor]:
+        """A call that computes the contestant's logits of `image`.
+
+        Args:
+            contestant: One of `contestants`.
+            image: Normalised, float32 [B, in_channels, H, W] on the device.
+
+        Raises:
+            Unavailable: It cannot run here.
+        """
+        if contestant.kind == "fast":
+            net = FastDSSNet.from_reference(
+                self.reference, self.device, contestant.backend, contestant.precision
+            )
+            return lambda: net(image)
+        if contestant.kind == "unet":
+            torch.manual_seed(_SEED)
+            unet = UNet(self.config.in_channels, self.config.classes).to(self.device).eval()
+            return _without_gradients(lambda: unet(image))
+        layout = torch.channels_last if contestant.channels_last else torch.contiguous_format
+        dtype = backends.PRECISIONS[contestant.precision]
+        network = deepcopy(self.reference).to(dtype=dtype, memory_format=layout)
+        x = image.to(dtype).contiguous(memory_format=layout)
+        if contestant.kind == "compile":
+            return self._compiled(network, x)
+        return _without_gradients(lambda: network.logits(x))
+
+    def _compiled(self, network: DSSNet, x: Tensor) -> Callable[[], Tensor]:
+        # Without this, the compiler gives up silently after its eighth shape.
+        torch.compiler.reset()
+        run = _without_gradients(torch.compile(network.logits, dynamic=False))
+        try:
+            run(x)
+        except Exception as error:  # the compiler raises exceptions of every kind
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Unavailable(f"torch.compile failed: {reason}") from error
+        return lambda: run(x)
+
+    def expected(self, size: int, batch: int) -> Tensor:
+        """The reference's logits of `image(size, batch)` in float32, without TF32."""
+        if self._expected is None or self._expected[0] != (size, batch):
+            image = self.image(size, batch)
+            with torch.no_grad(), self._exact_float32():
+                self._expected = ((size, batch), self.reference.logits(image))
+        return self._expected[1]
+
+    def check(
+        self, contestant: Contestant, run: Callable[[], Tensor], size: int, batch: int
+    ) -> float:
+        """Compare a contestant's answer with the reference's.
+
+        In float32 the relative error may be `FP32_TOLERANCE`; in a low precision, that of the
+        reference when PyTorch runs it in that precision. The low-precision reference itself and
+        UNet only have to be finite.
+
+        Returns:
+            The relative error of the logits; 0 for UNet.
+
+        Raises:
+            WrongAnswer: It is larger, or the shape is another.
+        """
+        with self._exact_float32():
+            answer = run()
+        expected = self.expected(size, batch)
+        if answer.shape != expected.shape or not bool(torch.isfinite(answer).all()):
+            raise WrongAnswer(
+                f"{contestant.name}: logits must be finite and of shape {list(expected.shape)}, "
+                f"got shape {list(answer.shape)}"
+            )
+        if contestant.kind == "unet":
+            return 0.0
+        error = relative_error(answer, expected)
+        allowed = FP32_TOLERANCE
+        if contestant.precision != "fp32":
+            allowed = float("inf")
+            if contestant.kind == "fast":
+                twin = Contestant("", "reference", contestant.precision, channels_last=True)
+                own = self.prepare(twin, self.image(size, batch))()
+                allowed = relative_error(own, expected)
+        if not error <= allowed:
+            raise WrongAnswer(
+                f"{contestant.name}: relative error of the logits is {error:.2e}, "
+                f"allowed {allowed:.2e}"
+            )
+        return error
+
+    def macs(self, contestant: Contestant, size: int, batch: int) -> int:
+        """Multiply-accumulates of the network that the contestant runs, as released.
+
+        The same number for each way of running DSSNet, also for those that need fewer: rates tell
+        how fast the answer comes, not how busy the device is.
+        """
+        if contestant.kind != "unet":
+            return batch * macs.reference(self.config, size, size)
+        with torch.device("meta"):
+            unet = UNet(self.config.in_channels, self.config.classes)
+            image = torch.empty(batch, self.config.in_channels, size, size)
+        return macs.count(lambda: unet(image))
+
+    def _exact_float32(self) -> contextlib.AbstractContextManager:
+        """TF32, the default of PyTorch's convolutions on GPUs, off: for checks, not for timing."""
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def timed(self, run: Callable[[], object]) -> float:
+        """Seconds of one call, to the end of its work on the device."""
+        self.synchronise()
+        started = time.perf_counter()
+        run()
+        self.synchronise()
+        return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, over all rounds.
+
+    Attributes:
+        seconds: One number a round.
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of all rounds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+    def speed_up(self, baseline: Timing) -> float:
+        """Median over rounds of how many times faster than `baseline` in the same round."""
+        pairs = zip(baseline.seconds, self.seconds, strict=True)
+        return statistics.median(base / own for base, own in pairs)
+
+
+def race(
+    runs: Mapping[str, Callable[[], object]],
+    timed: Callable[[Callable[[], object]], float],
+    rounds: int,
+    seconds: float,
+) -> dict[str, Timing]:
+    """Time all `runs` in turn, round by round.
+
+    Calls that are much faster than the slowest are repeated within a round, so that a round's
+    number is not that of a single short call.
+
+    Args:
+        runs: Name -> what to time.
+        timed: Seconds of one call; see `Arena.timed`.
+        rounds: At least this many, after one that warms up.
+        seconds: More rounds until this much time has passed, up to ten times `rounds`.
+
+    Raises:
+        InputError: `rounds` is less than 1.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds must be at least 1, got {rounds}")
+    warm = {name: timed(run) for name, run in runs.items()}
+    slowest = max(warm.values())
+    repeats = {name: max(1, min(10, int(slowest / (4 * time)))) for name, time in warm.items()}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    started = time.monotonic()
+    for number in range(10 * rounds):
+        if number >= rounds and time.monotonic() - started >= seconds:
+            break
+        for name, run in runs.items():
+            each = [timed(run) for _ in range(repeats[name])]
+            taken[name].append(statistics.median(each))
+    return {name: Timing(tuple(values)) for name, values in taken.items()}
+
+
+def random_network(config: DSSNetConfig) -> DSSNet:
+    """A DSSNet whose weights, biases and slopes are random; the same one in every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        network = DSSNet(config)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def relative_error(answer: Tensor, expected: Tensor) -> float:
+    """||answer - expected|| / ||expected||; NaN if either holds one."""
+    return parity.relative_error(*(x.double().cpu().numpy() for x in (answer, expected)))
+
+
+def _without_gradients(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.no_grad()(run)

@@ -1,0 +1,94 @@
+"""`python -m dssnet_fast.info`: what this installation can run, and why not the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+
+from dssnet_fast import cli
+
+_PACKAGES = ("torch", "triton", "numpy", "kornia", "onnxruntime")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = cli.parser("info", "Show versions, devices and which backends can run.")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def collect() -> dict[str, object]:
+    """Versions, devices, and for every backend and precision None or why it cannot run."""
+    import torch
+
+    import dssnet_fast
+    from dssnet_fast import backends
+    from dssnet_fast.python_ref.config import DSSNetConfig
+    from dssnet_fast.python_ref.hardware import CPU_FEATURES, cpu_supports
+
+    config = DSSNetConfig(super_resolution=False, edge=False)
+    devices = {"cpu": {"name": platform.processor() or platform.machine()}}
+    devices["cpu"]["features"] = [name for name in CPU_FEATURES if cpu_supports(name)]
+    devices["cpu"]["threads"] = torch.get_num_threads()
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices[f"cuda:{index}"] = {
+            "name": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
+        }
+    table = {}
+    for device in devices:
+        where = torch.device(device)
+        table[device] = {
+            name: {p: backends.module(name).why_not(where, p, config) for p in backends.PRECISIONS}
+            for name in backends.names()
+        }
+    chosen = backends.choose("auto", "auto", "auto", config)
+    return {
+        "dssnet_fast": dssnet_fast.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": devices,
+        "backends": table,
+        "auto": {
+            "backend": chosen.name,
+            "device": str(chosen.device),
+            "precision": chosen.precision,
+            "reason": chosen.reason,
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Print what `collect` found."""
+    found = collect()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"dssnet_fast {found['dssnet_fast']}, Python {found['python']}, {found['system']}")
+    versions = [f"{name} {version or 'absent'}" for name, version in found["packages"].items()]
+    print(f"packages   {', '.join(versions)}")
+    for device, facts in found["devices"].items():
+        details = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "name")
+        print(f"{device:<10} {facts['name']}: {details}")
+        for backend, reasons in found["backends"][device].items():
+            for precision, reason in reasons.items():
+                print(f"  {backend:<8} {precision}  {reason or 'ready'}")
+    auto = found["auto"]
+    print(f"auto       {auto['backend']}, {auto['device']}, {auto['precision']} ({auto['reason']})")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("info", make_parser, body))

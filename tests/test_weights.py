@@ -1,0 +1,168 @@
+"""The weight file: what goes in comes out, and damage is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from dssnet_fast import macs, parity, weights
+from dssnet_fast.checkpoint import from_state
+from dssnet_fast.model import FastDSSNet
+from dssnet_fast.python_ref.config import DSSNetConfig
+from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.python_ref.released import released_state
+from networks import CONFIGS, random_network
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def folded():
+    return weights.fold_checkpoint(from_state(released_state(random_network())))
+
+
+@pytest.fixture
+def file(folded, tmp_path):
+    weights.save(folded, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def rewrite(path, change_metadata=lambda m: m, change_tensors=lambda t: t):
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(change_tensors(load_file(path)), path, change_metadata(metadata))
+
+
+def test_round_trip_is_exact(folded, file):
+    back = weights.load(file)
+    assert back.config == folded.config
+    assert back.class_names == folded.class_names
+    assert back.source_digest == folded.source_digest
+    assert back.tensors.keys() == folded.tensors.keys()
+    assert all(torch.equal(back.tensors[k], folded.tensors[k]) for k in folded.tensors)
+    assert back.digest == folded.digest
+
+
+def test_metadata_is_readable_by_anyone(folded, file):
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["format"] == "dssnet_fast.weights"
+    assert metadata["format_version"] == "1"
+    assert json.loads(metadata["config"]) == folded.config.to_dict()
+    assert json.loads(metadata["class_names"]) == ["background", "nucleus"]
+    assert len(metadata["source_sha256"]) == 64
+    assert json.loads(metadata["folding"]) == ["weight_norm", "downsample.project"]
+
+
+def test_fp16_file_is_half_the_size_and_rounds_once(folded, file, tmp_path):
+    weights.save(folded, tmp_path / "h.safetensors", "fp16")
+    half = weights.load(tmp_path / "h.safetensors")
+    for key, value in folded.tensors.items():
+        assert torch.equal(half.tensors[key], value.half().float())
+    values = sum(value.numel() for value in folded.tensors.values())
+    assert file.stat().st_size - (tmp_path / "h.safetensors").stat().st_size >= 2 * values - 200
+
+
+def test_fp16_overflow_is_refused_and_leaves_nothing(folded, tmp_path):
+    folded.tensors["extract.head.bias"][0] = 1e6
+    with pytest.raises(InputError, match=r"too large for fp16 in extract\.head\.bias"):
+        weights.save(folded, tmp_path / "h.safetensors", "fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_and_shapes_are_those_of_the_config(name):
+    network = random_network(CONFIGS[name])
+    folded = weights.fold_checkpoint(from_state(released_state(network)))
+    actual = {key: value.shape for key, value in folded.tensors.items()}
+    assert actual == weights.folded_shapes(CONFIGS[name])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unfolding_gives_back_the_function(name):
+    network = random_network(CONFIGS[name]).double()
+    folded = weights.fold_checkpoint(from_state(released_state(network)))
+    images = parity.random_images(network.config)
+    for image in images:
+        expected = parity.reference_logits(network, image)
+        again = parity.reference_logits(weights.unfold(folded), image)
+        assert parity.relative_error(again, expected) <= 1e-6
+
+
+def test_damage_is_named(folded, file, tmp_path):
+    cases = {
+        "no such file": (lambda: file.unlink(), None),
+        "format version 9": (None, lambda m: {**m, "format_version": "9"}),
+        "not a weight file of dssnet_fast": (None, lambda m: {**m, "format": "other"}),
+        "metadata is damaged": (None, lambda m: {**m, "config": "{"}),
+        "config must have exactly": (None, lambda m: {**m, "config": "{}"}),
+        "1 class names for 2 classes": (None, lambda m: {**m, "class_names": '["a"]'}),
+        "wrong shape: .*downsample.stem.weight": (
+            None,
+            lambda m: {**m, "config": json.dumps({**folded.config.to_dict(), "width": 10})},
+        ),
+    }
+    for message, (action, change) in cases.items():
+        weights.save(folded, file)
+        if action:
+            action()
+        else:
+            rewrite(file, change_metadata=change)
+        with pytest.raises(InputError, match=message):
+            weights.load(file)
+
+
+def test_missing_tensors_and_nan_are_named(folded, file):
+    rewrite(file, change_tensors=lambda t: {k: v for k, v in t.items() if k != "fuse.mix.bias"})
+    with pytest.raises(InputError, match=r"missing: fuse\.mix\.bias"):
+        weights.load(file)
+    weights.save(folded, file)
+    rewrite(file, change_tensors=lambda t: {**t, "fuse.mix.bias": t["fuse.mix.bias"] * torch.nan})
+    with pytest.raises(InputError, match=r"NaN or infinite values in fuse\.mix\.bias"):
+        weights.load(file)
+    assert weights.load(file, allow_nonfinite=True).tensors["fuse.mix.bias"].isnan().all()
+
+
+def test_truncated_file_is_named(file):
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        FastDSSNet.load(file)
+
+
+def test_full_disk_leaves_the_old_file(folded, file, monkeypatch):
+    before = file.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        weights.save(folded, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_macs_agree_with_a_count_by_hand():
+    """DESIGN by hand: every convolution's outputs x inputs x taps x pixels, 512 x 512."""
+    config = DSSNetConfig(classes=3)
+    cells, half, full = 64**2, 256**2, 512**2
+    stem = 3 * 30 * 9 * full
+    down = [30 * 30 * 9 * (512 >> i) ** 2 // 4 for i in range(3)]
+    projections = [30 * 30 * (512 >> i) ** 2 // 4 for i in range(3)]
+    head = 30 * 42 * 9 * cells
+    wneck = (42 * 126 + 42 * 126 * 9 + 252 * 31 * 9 + 31 * 42 * 9) * cells
+    rest = {"mix": 84 * 84, "smooth": 84 * 84 * 9, "reduce": 84 * 32 * 9, "narrow": 32 * 20 * 9}
+    tail = (20 * 20 * 9 + 20 * 3 * 9) * full
+    shared = stem + sum(down) + head + 10 * wneck
+    expected = shared + sum(projections) + sum(rest.values()) * half + tail
+    assert macs.reference(config, 512, 512) == expected
+
+    # Folded: 25 products of two or fewer taps a cell, and the border of the last convolution.
+    stages = macs.folded(config, 512, 512)
+    products = (4 * 65 * 65 * 4 + 2 * 2 * 65 * 64 * 2 + cells) * 84 * 84
+    assert stages["downsample"] == stem + sum(down)
+    assert stages["extract"] == head + 10 * wneck
+    assert stages["fuse"] == 84 * 84 * cells + products + 84 * 32 * 9 * half
+    border = 2 * (20 * 20 * 3 * 514 + 20 * 3 * 3 * 512) + 2 * (20 * 20 * 3 + 20 * 3 * 3) * 512
+    assert stages["segment"] == (32 * 20 + 20 * 12) * 9 * half + border
