@@ -162,11 +162,6 @@ def _why_unreadable(error: Exception) -> str:
             f"refused: besides tensors it holds Python code to run ({asked[1]}); "
             "save only the weights: torch.save(model.state_dict(), file)"
         )
-    if "Weights only load failed" in str(error) and "nsupported" in str(error):
-        return (
-            "refused: besides tensors and plain values it holds Python objects; "
-            "save only the weights: torch.save(model.state_dict(), file)"
-        )
     return "is not a checkpoint, or is damaged or cut short; expected a file of torch.save or safetensors"
 
 

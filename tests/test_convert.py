@@ -1,0 +1,142 @@
+"""The converter as a command: what it writes, says and refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from dssnet_fast import cli, convert, parity, weights
+from dssnet_fast.model import FastDSSNet
+from dssnet_fast.python_ref.released import released_state
+from networks import noise, random_network
+from PIL import Image
+
+
+def run(*arguments) -> int:
+    return cli.main("convert", convert.make_parser, convert.body, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save(released_state(random_network()), tmp_path / "ckpt.pt")
+    return tmp_path / "ckpt.pt"
+
+
+def test_converts_and_reports(checkpoint, capsys):
+    assert run(checkpoint) == 0
+    out = capsys.readouterr().out
+    network = random_network().double()
+    net = FastDSSNet.load(checkpoint.with_suffix(".safetensors"))
+    images = parity.random_images(network.config)
+    assert parity.compare(net, network, images).error <= 2e-5
+    parameters = sum(p.numel() for p in network.parameters())
+    stored = sum(value.numel() for value in net.folded_weights().tensors.values())
+    assert f"parameters  {parameters:,} in training -> {stored:,}" in out
+    assert re.search(r"MACs +\d+\.\d+ -> \d+\.\d+ G for 512x512", out)
+    error = float(re.search(r"worst relative error (\S+),", out)[1])
+    assert 0 < error <= 2e-5
+    assert "3 images" in out
+    assert sorted(p.name for p in checkpoint.parent.iterdir()) == ["ckpt.pt", "ckpt.safetensors"]
+
+
+def test_verifies_on_given_images(checkpoint, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.fromarray(noise(40, 30, 3, seed=i)).save(tmp_path / "images" / f"{i}.png")
+    assert run(checkpoint, "--verify", tmp_path / "images") == 0
+    assert "5 images" in capsys.readouterr().out
+
+
+def test_a_wrong_conversion_is_never_kept(checkpoint, monkeypatch, capsys):
+    fold = weights.fold_checkpoint
+
+    def wrong(source):
+        folded = fold(source)
+        folded.tensors["downsample.1.weight"][0, 0, 0, 0] += 0.1
+        return folded
+
+    monkeypatch.setattr(weights, "fold_checkpoint", wrong)
+    assert run(checkpoint) == 1
+    assert "differ from the reference by" in capsys.readouterr().err
+    assert [p.name for p in checkpoint.parent.iterdir()] == ["ckpt.pt"]
+
+
+def test_class_names_and_fp16(checkpoint, tmp_path):
+    out = tmp_path / "half.safetensors"
+    assert run(checkpoint, "-o", out, "--dtype", "fp16", "--class-names", "glass, cell") == 0
+    assert FastDSSNet.load(out).class_names == ("glass", "cell")
+    again = tmp_path / "again.safetensors"
+    assert run(out, "-o", again) == 0
+    assert FastDSSNet.load(again).digest == FastDSSNet.load(out).digest
+
+
+def test_nothing_is_overwritten_unasked(checkpoint, capsys):
+    out = checkpoint.with_suffix(".safetensors")
+    out.write_text("mine")
+    assert run(checkpoint) == 1
+    assert "exists; choose another --out or add --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert run(checkpoint, "--overwrite") == 0
+    assert run(out, "-o", out, "--overwrite") == 1
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    FastDSSNet.load(out)
+
+
+def test_errors_are_one_line_and_leave_nothing(checkpoint, tmp_path, capsys):
+    (tmp_path / "empty.pt").write_bytes(b"")
+    state = released_state(random_network())
+    state["head.0.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    before = sorted(os.listdir(tmp_path))
+    cases = [
+        (("missing.pt",), "missing.pt: no such file"),
+        ((tmp_path / "empty.pt",), "empty.pt: is empty"),
+        ((tmp_path / "nan.pt",), "NaN or infinite values in head.0.bias"),
+        ((checkpoint, "-o", tmp_path / "no" / "where.safetensors"), "no such folder"),
+        ((checkpoint, "-o", tmp_path), "is a folder"),
+        ((checkpoint, "--class-names", "a"), "--class-names must be 2 different names"),
+        ((checkpoint, "--verify", tmp_path / "nothing"), "nothing"),
+    ]
+    for arguments, message in cases:
+        assert run(*arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert error.startswith("dssnet_fast.convert: error: ")
+        assert sorted(os.listdir(tmp_path)) == before
+    assert run(tmp_path / "nan.pt", "--allow-nonfinite") == 0
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, monkeypatch, capsys):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    assert run(checkpoint) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [p.name for p in checkpoint.parent.iterdir()] == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "pixel_shuffle"])
+def test_onnx_equals_the_reference_in_onnxruntime(tmp_path, upsampling, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = random_network(upsampling=upsampling, classes=3).double()
+    torch.save(released_state(network), tmp_path / "ckpt.pt")
+    assert run(tmp_path / "ckpt.pt", "--onnx") == 0
+    assert "ONNX opset 18" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "ckpt.onnx")
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, given.name) == ("image", "logits")
+    assert session.get_modelmeta().custom_metadata_map["normalisation"] == "(value - 128) / 128"
+    for batch, height, width in ((1, 8, 8), (2, 24, 56)):
+        images = noise(batch, height, width, 3)
+        x = (images.transpose(0, 3, 1, 2).astype(np.float32) - 128) / 128
+        (logits,) = session.run(None, {"image": x})
+        for image, answer in zip(images, logits, strict=True):
+            expected = parity.reference_logits(network, image)
+            assert parity.relative_error(answer.transpose(1, 2, 0), expected) <= 2e-5
