@@ -115,6 +115,9 @@ def measure(arena, contestants: list, size: int, batch: int, rounds: int, second
     Returns:
         One dict a contestant, in their order. Those that could not run, or whose answer was wrong,
         have `skipped` with the reason in place of numbers.
+
+    Raises:
+        InputError: The baseline itself is such a one.
     """
     from dssnet_fast import benchmark
 
@@ -127,6 +130,8 @@ def measure(arena, contestants: list, size: int, batch: int, rounds: int, second
             run = arena.prepare(contestant, image)
             row["relative_error"] = arena.check(contestant, run, size, batch)
         except (benchmark.Unavailable, benchmark.WrongAnswer, InputError) as error:
+            if contestant is contestants[0]:
+                raise InputError(f"nothing to compare with: {error}") from error
             row["skipped"] = cli.one_line(error)
             continue
         runs[contestant.name] = run

@@ -388,8 +388,6 @@ def _tiff_pixels(path: str | os.PathLike, rule: str) -> np.ndarray:
             f"the TIFF holds {values.dtype} values; "
             "convert it to 8-bit or 16-bit unsigned integers first"
         )
-    # Both byte orders are uint16 to NumPy; tables are looked up in the machine's own.
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     samples = 1 if values.ndim == 2 else values.shape[2]
 
     if kind == PHOTOMETRIC.PALETTE and samples == 1:

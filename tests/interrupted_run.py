@@ -15,8 +15,6 @@ import signal
 import sys
 from pathlib import Path
 
-import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401 (once, not in every fork)
 import torch
 from dssnet_fast.python_ref import training
 from dssnet_fast.python_ref.config import DSSNetConfig
@@ -30,6 +28,10 @@ def train(data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     parts = split(find_pairs(data), 0.3)
     training.train(CONFIG, OPTIONS, *parts, ["background", "nucleus"], out, device="cpu")
+
+
+# Drawing takes longer than training here, and is of no interest.
+training.write_figure = lambda path, history: None
 
 
 def die() -> None:

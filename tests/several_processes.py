@@ -25,6 +25,10 @@ OPTIONS = training.TrainingOptions(
 )
 
 
+# Drawing takes longer than training here, and is of no interest.
+training.write_figure = lambda path, history: None
+
+
 def loss_fails(rank: int) -> None:
     """Process 1 alone computes a loss that is not a number, in its second epoch."""
     loss, calls = training.dssnet_loss, []

@@ -188,7 +188,7 @@ def test_overlay_brightens_dark_images_only():
 def test_overlay_of_a_large_image_is_reduced_and_keeps_small_nuclei(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "OVERLAY_MAX_SIDE_PX", 64)
     labels = np.zeros((130, 301), np.uint8)
-    labels[90:94, 200:204] = 1
+    labels[91:95, 201:205] = 1
     found = find_nuclei(labels, np.ones(labels.shape, np.float32))
     image = np.full((130, 301, 3), 200, np.uint8)
     outputs.write_overlay(tmp_path / "a.png", image, found)

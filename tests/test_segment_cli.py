@@ -280,6 +280,23 @@ def test_another_network_redoes_everything(folder, tmp_path, net, capsys, monkey
     assert summary_of(capsys)["images"]["done"] == 6
 
 
+def test_no_old_record_vouches_for_results_that_are_being_redone(
+    folder, tmp_path, net, monkeypatch
+):
+    out = tmp_path / "out"
+    assert run(folder / "image1.png", "--out", out) == 0
+    sane, left = net.predict, []
+
+    def predict(image, output):
+        left.extend(path for path in out.rglob("image1*") if path.is_file())
+        return sane(image, output)
+
+    monkeypatch.setattr(net, "predict", predict)
+    assert run(folder / "image1.png", "--out", out, "--min-area", "3") == 0
+    assert left == []
+    assert len(list(out.rglob("image1*"))) == 5
+
+
 def test_an_image_that_breaks_loses_its_results(folder, tmp_path, net):
     out = tmp_path / "out"
     assert run(folder, "--out", out) == 0

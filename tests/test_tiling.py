@@ -129,6 +129,29 @@ def test_tiled_equals_whole():
         np.testing.assert_allclose(probability, softmax.max(axis=2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiled_equals_whole_for_the_network_itself(channels):
+    torch = pytest.importorskip("torch")
+    from dssnet_fast import DSSNetConfig, FastDSSNet
+    from dssnet_fast.python_ref.network import DSSNet
+
+    torch.manual_seed(0)
+    config = DSSNetConfig(in_channels=channels, classes=3, width=9, features=8, blocks=1)
+    net = FastDSSNet.from_reference(DSSNet(config), device="cpu", precision="fp32")
+    random = np.random.default_rng(9)
+    noise = random.normal(size=(157, 203, channels))
+    image = (np.clip(uniform_filter(noise, (5, 5, 1)) * 200 + 128, 0, 255)).astype(np.uint8)
+    labels, probability = predict_tiled(net, image, tile=40)
+    np.testing.assert_allclose(
+        probability, net.predict(image, "probabilities").max(axis=2), rtol=2e-5
+    )
+    # Where two classes are equal to the last digit, either may win.
+    sure = np.ptp(np.sort(net.predict(image, "logits"), axis=2)[:, :, 1:], axis=2) > 1e-5
+    assert sure.mean() > 0.99
+    np.testing.assert_array_equal(labels[sure], net.predict(image)[sure])
+    np.testing.assert_array_equal(predict_tiled(net, image)[0], net.predict(image))
+
+
 def test_the_comparison_notices_missing_context():
     image = np.random.default_rng(6).integers(0, 256, (130, 140, 3), dtype=np.uint8)
     net = CellNet()

@@ -49,6 +49,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Drawing takes longer than training here; `finished`, made before this, has a figure."""
+    monkeypatch.setattr(training, "write_figure", lambda path, history: None)
+
+
 def run(folder: Path, out: Path, config=PLAIN, workers=0, **changes) -> float:
     options = dataclasses.replace(OPTIONS, **changes)
     parts = split(find_pairs(folder), 0.3)
