@@ -239,12 +239,15 @@ def _measure(
 
 
 def _bounds(owner: np.ndarray, row: np.ndarray, column: np.ndarray, count: int) -> np.ndarray:
-    low = np.full((count, 2), np.iinfo(np.int64).max)
-    high = np.zeros((count, 2), np.int64)
-    for axis, values in enumerate((column, row)):
-        np.minimum.at(low[:, axis], owner, values)
-        np.maximum.at(high[:, axis], owner, values + 1)
-    return np.concatenate([low, high], axis=1)
+    bounds = np.zeros((count, 4), np.int64)
+    # Pixels come row by row. Of several assignments to one place the last stays, so the rows of
+    # a nucleus's first and last pixel are found by assigning backwards and forwards.
+    bounds[owner[::-1], 1] = row[::-1]
+    bounds[owner, 3] = row + 1
+    order = np.argsort(column, kind="stable")
+    bounds[owner[order[::-1]], 0] = column[order[::-1]]
+    bounds[owner[order], 2] = column[order] + 1
+    return bounds
 
 
 def _perimeters(instances: np.ndarray, count: int) -> np.ndarray:

@@ -12,13 +12,18 @@ import io
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dssnet_fast.nuclei import Nuclei, outlines
 from dssnet_fast.python_ref.files import atomic_write
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Colours of classes 1 to 15, chosen to stand out from black and gray as well as from the purple,
 # pink, blue and white of stained tissue.
@@ -65,7 +70,7 @@ _ID_NAMESPACE = uuid.UUID("6f1d0c5e-5b0f-5d1c-9a53-7a1c7f3c8e21")
 
 def write_labels(path: str | os.PathLike, labels: np.ndarray) -> None:
     """Write a class map, uint8 [H, W], as an 8-bit gray PNG of the same values."""
-    _write(path, _png(labels, level=6))
+    _write(path, _png(labels))
 
 
 def write_instances(path: str | os.PathLike, instances: np.ndarray) -> None:
@@ -102,7 +107,8 @@ def write_overlay(path: str | os.PathLike, image: np.ndarray, nuclei: Nuclei) ->
         image: uint8 [H, W, 3] or [H, W, 1].
         nuclei: The nuclei of that image.
     """
-    _write(path, _png(draw_overlay(image, nuclei), level=3))
+    # Run lengths of filtered rows: a fifth of the default's time for about the same size on photos.
+    _write(path, _png(draw_overlay(image, nuclei), compress_level=1, compress_type=zlib.Z_RLE))
 
 
 def draw_overlay(image: np.ndarray, nuclei: Nuclei) -> np.ndarray:
@@ -116,7 +122,7 @@ def draw_overlay(image: np.ndarray, nuclei: Nuclei) -> np.ndarray:
     if factor > 1:
         picture = picture.reduce(factor)
         lines = _reduce_by_maximum(lines, factor)
-    drawn = _brightened(np.asarray(picture))
+    drawn = np.array(_brightened(picture))
     thickness = 1 + max(lines.shape) // _LINE_STEP_PX
     if thickness > 1:
         lines = maximum_filter(lines, size=thickness)
@@ -209,11 +215,11 @@ def _write(path: str | os.PathLike, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _png(pixels: np.ndarray, level: int) -> bytes:
+def _png(pixels: np.ndarray, **compression: int) -> bytes:
     from PIL import Image
 
     made = io.BytesIO()
-    Image.fromarray(pixels).save(made, "PNG", compress_level=level)
+    Image.fromarray(pixels).save(made, "PNG", **compression)
     return made.getvalue()
 
 
@@ -228,14 +234,14 @@ def _edge_classes(nuclei: Nuclei) -> np.ndarray:
     return np.where(edge, classes[own], 0).astype(np.uint8)
 
 
-def _brightened(picture: np.ndarray) -> np.ndarray:
-    """A copy; a mostly dark picture is multiplied so that its brightest parts become white."""
-    levels = np.bincount(picture.max(axis=2).ravel(), minlength=256).cumsum() / picture[..., 0].size
+def _brightened(picture: Image.Image) -> Image.Image:
+    """A mostly dark picture multiplied so that its brightest parts become white."""
+    levels = np.cumsum(picture.convert("L").histogram()) / (picture.width * picture.height)
     if np.searchsorted(levels, 0.5) >= _DARK:
-        return picture.copy()
+        return picture
     white = max(int(np.searchsorted(levels, _WHITE_SHARE)), 1)
     table = np.minimum(np.arange(256) * max(255 / white, 1), 255).astype(np.uint8)
-    return table[picture]
+    return picture.point(table.tolist() * 3)
 
 
 def _reduce_by_maximum(values: np.ndarray, factor: int) -> np.ndarray:

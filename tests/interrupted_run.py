@@ -30,6 +30,9 @@ def train(data: Path, out: Path) -> None:
     training.train(CONFIG, OPTIONS, *parts, ["background", "nucleus"], out, device="cpu")
 
 
+# The first optimizer imports much; do it once, not in every fork.
+torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+
 # Drawing takes longer than training here, and is of no interest.
 training.write_figure = lambda path, history: None
 

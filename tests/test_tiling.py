@@ -132,8 +132,9 @@ def test_tiled_equals_whole():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiled_equals_whole_for_the_network_itself(channels):
     torch = pytest.importorskip("torch")
-    from dssnet_fast import DSSNetConfig, FastDSSNet
     from dssnet_fast.python_ref.network import DSSNet
+
+    from dssnet_fast import DSSNetConfig, FastDSSNet
 
     torch.manual_seed(0)
     config = DSSNetConfig(in_channels=channels, classes=3, width=9, features=8, blocks=1)
