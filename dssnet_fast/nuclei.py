@@ -123,7 +123,7 @@ def outlines(instances: np.ndarray) -> list[list[np.ndarray]]:
     # above, beyond its right edge (1) the one to the right, and so on.
     beyond = np.array([-stride, 1, stride, -1])
     ahead = np.array([1, stride, -1, -stride])
-    pixels = flat.nonzero()[0]
+    pixels = np.pad(border(instances), 1).ravel().nonzero()[0]
     edges = np.concatenate(
         [
             4 * pixels[flat[pixels + beyond[direction]] != flat[pixels]] + direction
@@ -197,37 +197,59 @@ def _cycles(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(order, np.int64), np.array(starts, np.int64)
 
 
+def border(instances: np.ndarray) -> np.ndarray:
+    """Pixels of nuclei with a side to another nucleus, to background or to the outside.
+
+    Args:
+        instances: integer [H, W], 0 for background.
+
+    Returns:
+        bool [H, W].
+    """
+    found = np.zeros(instances.shape, bool)
+    found[[0, -1]] = found[:, [0, -1]] = True
+    for axis in (0, 1):
+        ahead, behind = (np.s_[1:], np.s_[:-1]) if axis == 0 else (np.s_[:, 1:], np.s_[:, :-1])
+        differs = instances[ahead] != instances[behind]
+        found[ahead] |= differs
+        found[behind] |= differs
+    return found & (instances != 0)
+
+
 def _measure(
     instances: np.ndarray, labels: np.ndarray, probability: np.ndarray, count: int
 ) -> Nuclei:
-    pixels = instances.ravel().nonzero()[0]
-    owner = instances.ravel()[pixels] - 1
-    row, column = np.divmod(pixels, instances.shape[1])
+    # Row by row in runs of pixels of one nucleus: much fewer than pixels, and sums over a run have
+    # closed forms. Columns `start` to `end`, excluded.
+    row, start, end = _runs(instances)
+    owner = instances[row, start] - 1
+    length = end - start
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(owner, weights=values, minlength=count)
 
-    area = np.bincount(owner, minlength=count)
-    bounds = _bounds(owner, row, column, count)
+    area = total(length).astype(np.int64)
+    bounds = _bounds(owner, row, start, end, count)
     # Moments about each nucleus's own corner: whole numbers small enough to be exact.
-    dx, dy = column - bounds[owner, 0], row - bounds[owner, 1]
-    mean_x, mean_y = total(dx) / area, total(dy) / area
-    xx = total(dx * dx) / area - mean_x**2
-    yy = total(dy * dy) / area - mean_y**2
-    xy = total(dx * dy) / area - mean_x * mean_y
+    first, last, dy = start - bounds[owner, 0], end - 1 - bounds[owner, 0], row - bounds[owner, 1]
+    sum_x = (first + last) * length // 2
+    mean_x, mean_y = total(sum_x) / area, total(dy * length) / area
+    xx = total(_sum_of_squares(last) - _sum_of_squares(first - 1)) / area - mean_x**2
+    yy = total(dy * dy * length) / area - mean_y**2
+    xy = total(dy * sum_x) / area - mean_x * mean_y
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy**2)
     longest = (xx + yy + spread) / 2
     shortest = np.clip((xx + yy - spread) / 2, 0, None)
     ratio = np.divide(shortest, longest, out=np.ones(count), where=longest > 0)
 
-    mean_probability = total(probability.ravel()[pixels]) / area
+    mean_probability = total(_run_sums(probability, row, start, end)) / area
     if not np.isfinite(mean_probability).all():
         raise InputError("find_nuclei: probability must be finite")
-    first = np.zeros(count, np.int64)
-    first[owner[::-1]] = pixels[::-1]
+    class_index = np.zeros(count, np.uint8)
+    class_index[owner] = labels[row, start]
     return Nuclei(
         instances=instances,
-        class_index=labels.ravel()[first],
+        class_index=class_index,
         area=area,
         perimeter=_perimeters(instances, count),
         eccentricity=np.sqrt(np.clip(1 - ratio, 0, 1)),
@@ -238,36 +260,62 @@ def _measure(
     )
 
 
-def _bounds(owner: np.ndarray, row: np.ndarray, column: np.ndarray, count: int) -> np.ndarray:
+def _runs(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, first column and column after the last of each run of one nucleus, in raster order."""
+    height, width = instances.shape
+    changes = np.ones((height, width + 1), bool)
+    changes[:, 1:-1] = instances[:, 1:] != instances[:, :-1]
+    row, column = changes.nonzero()
+    # From one change in a row to the next; the last change is the row's end.
+    row, start, end = row[:-1], column[:-1], column[1:]
+    kept = start < width
+    row, start, end = row[kept], start[kept], end[kept]
+    kept = instances[row, start] > 0
+    return row[kept], start[kept], end[kept]
+
+
+def _run_sums(
+    values: np.ndarray, row: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """float64, the sum of `values` [H, W] over each run."""
+    width = values.shape[1]
+    ends = np.stack([row * width + start, row * width + end], axis=1).ravel()
+    if not len(ends):
+        return np.zeros(0)
+    # Every second sum is that of the gap to the next run. There is none after the last pixel.
+    if ends[-1] == values.size:
+        ends = ends[:-1]
+    return np.add.reduceat(values.ravel(), ends, dtype=np.float64)[::2]
+
+
+def _sum_of_squares(last: np.ndarray) -> np.ndarray:
+    """0 + 1 + 4 + ... + last**2."""
+    return last * (last + 1) * (2 * last + 1) // 6
+
+
+def _bounds(
+    owner: np.ndarray, row: np.ndarray, start: np.ndarray, end: np.ndarray, count: int
+) -> np.ndarray:
     bounds = np.zeros((count, 4), np.int64)
-    # Pixels come row by row. Of several assignments to one place the last stays, so the rows of
-    # a nucleus's first and last pixel are found by assigning backwards and forwards.
-    bounds[owner[::-1], 1] = row[::-1]
-    bounds[owner, 3] = row + 1
-    order = np.argsort(column, kind="stable")
-    bounds[owner[order[::-1]], 0] = column[order[::-1]]
-    bounds[owner[order], 2] = column[order] + 1
+    bounds[:, :2] = np.iinfo(np.int64).max
+    np.minimum.at(bounds[:, 0], owner, start)
+    np.minimum.at(bounds[:, 1], owner, row)
+    np.maximum.at(bounds[:, 2], owner, end)
+    np.maximum.at(bounds[:, 3], owner, row + 1)
     return bounds
 
 
 def _perimeters(instances: np.ndarray, count: int) -> np.ndarray:
-    padded = np.pad(instances, 1)
-    stride = padded.shape[1]
-    flat = padded.ravel()
-    direct = (-stride, -1, 1, stride)
-    diagonal = (-stride - 1, -stride + 1, stride - 1, stride + 1)
-
+    # With a margin, so that every pixel has all its neighbours.
+    on_border = np.pad(np.where(border(instances), instances, 0), 1)
+    stride = on_border.shape[1]
+    flat = on_border.ravel()
     pixels = flat.nonzero()[0]
     own = flat[pixels]
-    inner = np.ones(len(pixels), bool)
-    for step in direct:
-        inner &= flat[pixels + step] == own
-    border, own = pixels[~inner], own[~inner]
-    on_border = np.zeros_like(flat)
-    on_border[border] = own
 
     def neighbours(steps: tuple[int, ...]) -> np.ndarray:
-        return sum((on_border[border + step] == own).astype(np.intp) for step in steps)
+        return sum((flat[pixels + step] == own).astype(np.intp) for step in steps)
 
-    weights = _PERIMETER_WEIGHTS[neighbours(direct), neighbours(diagonal)]
-    return np.bincount(own - 1, weights=weights, minlength=count)
+    direct = neighbours((-stride, -1, 1, stride))
+    diagonal = neighbours((-stride - 1, -stride + 1, stride - 1, stride + 1))
+    return np.bincount(own - 1, weights=_PERIMETER_WEIGHTS[direct, diagonal], minlength=count)

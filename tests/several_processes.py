@@ -65,7 +65,8 @@ def process(scenario: str, rank: int, data: Path, out: Path) -> None:
         end = f"best {best:.9f}"
     except (ValueError, OSError) as error:
         end = f"{type(error).__name__}: {error}"
-    print(f"{scenario} {rank} {end}", flush=True)
+    # One write, so that the two processes' lines cannot mix.
+    os.write(sys.stdout.fileno(), f"{scenario} {rank} {end}\n".encode())
 
 
 def main(data: Path, out: Path) -> None:
