@@ -162,7 +162,10 @@ def _why_unreadable(error: Exception) -> str:
             f"refused: besides tensors it holds Python code to run ({asked[1]}); "
             "save only the weights: torch.save(model.state_dict(), file)"
         )
-    return "is not a checkpoint, or is damaged or cut short; expected a file of torch.save or safetensors"
+    return (
+        "is not a checkpoint, or is damaged or cut short; "
+        "expected a file of torch.save or safetensors"
+    )
 
 
 def _find_tensors(raw: Mapping[str, object], source: str) -> tuple[dict[str, Tensor], str]:
@@ -171,7 +174,9 @@ def _find_tensors(raw: Mapping[str, object], source: str) -> tuple[dict[str, Ten
     if not any(isinstance(value, Tensor) for value in raw.values()):
         inside = next((n for n in _CONTAINERS if isinstance(raw.get(n), Mapping)), None)
         if inside is None:
-            raise InputError(f"{source}: holds no tensors; its keys are {_listed(sorted(map(str, raw)))}")
+            raise InputError(
+                f"{source}: holds no tensors; its keys are {_listed(sorted(map(str, raw)))}"
+            )
         ours = raw.get("format") == "dssnet_fast.training"
         kind = f"training run, epoch {raw.get('epoch')}" if ours else f"state dict in {inside!r}"
         raw = raw[inside]

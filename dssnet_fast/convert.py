@@ -30,11 +30,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="fp32", help="of the file")
     parser.add_argument("--class-names", default=None, help="comma-separated, background first")
     parser.add_argument(
-        "--verify", type=Path, nargs="+", default=[], metavar="IMAGE",
+        "--verify",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
         help="also compare on these images or folders",
     )
     parser.add_argument(
-        "--onnx", type=Path, nargs="?", const=True, default=None, metavar="FILE",
+        "--onnx",
+        type=Path,
+        nargs="?",
+        const=True,
+        default=None,
+        metavar="FILE",
         help="also write the folded graph as ONNX (default: beside the weight file)",
     )
     parser.add_argument(

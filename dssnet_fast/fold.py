@@ -29,7 +29,9 @@ def weight_norm(g: Tensor, v: Tensor) -> Tensor:
     return v * (g / v.flatten(1).norm(dim=1).view_as(g))
 
 
-def project(first: Tensor, first_bias: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def project(
+    first: Tensor, first_bias: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
     """One convolution for a convolution followed by a 1x1 convolution.
 
     A 1x1 convolution pads nothing, so this is exact at borders and for any stride of the first.
@@ -47,7 +49,9 @@ def project(first: Tensor, first_bias: Tensor, weight: Tensor, bias: Tensor) -> 
     return torch.einsum("om,mikl->oikl", matrix, first), matrix @ first_bias + bias
 
 
-def compose(first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def compose(
+    first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
     """One 5x5 convolution for two 3x3 convolutions with nothing between them.
 
     Exact wherever the second sees no zero padding; `border_excess` gives the difference elsewhere.
@@ -245,7 +249,7 @@ def cell_values(
         return y.permute(0, 2, 3, 1).unflatten(3, (count, outputs)).unbind(3)
 
     (aa, ac, ca, cc), (ab, cb), (ba, bc), (bb,) = map(parts, kernels)
-    # With two taps and padding 1, output i reads cells i - 1 and i: it is a of cell i and c of i - 1.
+    # With two taps and padding 1, output i reads cells i - 1 and i: a of cell i, c of cell i - 1.
     return [
         [aa[:, :-1, :-1], ab[:, :-1], ac[:, :-1, 1:]],
         [ba[:, :, :-1], bb, bc[:, :, 1:]],

@@ -138,8 +138,11 @@ class FastDSSNet(nn.Module):
             BackendUnavailable: See `FastDSSNet`.
         """
         folder = importlib.resources.files("dssnet_fast") / "models"
-        models = {item.name.removesuffix(".safetensors"): item for item in folder.iterdir()
-                  if item.name.endswith(".safetensors")}
+        models = {
+            item.name.removesuffix(".safetensors"): item
+            for item in folder.iterdir()
+            if item.name.endswith(".safetensors")
+        }
         if name not in models:
             raise InputError(f"no pretrained model {name!r}; this version has: {sorted(models)}")
         with importlib.resources.as_file(models[name]) as path:
@@ -278,7 +281,7 @@ class FastDSSNet(nn.Module):
         if image.dtype not in (np.uint8, torch.uint8):
             raise TypeError(
                 f"image must be uint8 with values 0 to 255, got {_kind(image)}; for values in "
-                "[0, 1] give (image * 255).round() as uint8, for normalised tensors call the network"
+                "[0, 1] give (image * 255).round() as uint8; normalised tensors go to the network itself"
             )
         shape = list(image.shape)
         batch = image[..., None] if channels == 1 and image.ndim == 2 else image
@@ -292,7 +295,8 @@ class FastDSSNet(nn.Module):
             elif channels in shape[-3:-2] and len(shape) >= 3:
                 hint = "; channels come last"
             raise ValueError(
-                f"image must have shape [H, W, {channels}] or [B, H, W, {channels}], got {shape}{hint}"
+                f"image must have shape [H, W, {channels}] or [B, H, W, {channels}], "
+                f"got {shape}{hint}"
             )
         if 0 in batch.shape[1:3]:
             raise ValueError(f"image must have at least one pixel, got shape {shape}")

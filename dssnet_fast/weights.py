@@ -95,8 +95,10 @@ class FoldedWeights:
     def digest(self) -> str:
         """SHA-256 of config and values: equal for weights that give equal results."""
         return tensors_digest(
-            {json.dumps(self.config.to_dict(), sort_keys=True) + key: value
-             for key, value in self.tensors.items()}
+            {
+                json.dumps(self.config.to_dict(), sort_keys=True) + key: value
+                for key, value in self.tensors.items()
+            }
         )
 
     def rounded(self, dtype: str) -> FoldedWeights:
@@ -107,7 +109,8 @@ class FoldedWeights:
         """
         rounded = {key: value.to(DTYPES[dtype]).float() for key, value in self.tensors.items()}
         too_large = [
-            key for key, value in self.tensors.items()
+            key
+            for key, value in self.tensors.items()
             if torch.isfinite(value).all() and not torch.isfinite(rounded[key]).all()
         ]
         if too_large:

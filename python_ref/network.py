@@ -122,7 +122,10 @@ class SuperResolutionHead(nn.Module):
         super().__init__()
         inner, outputs = RECONSTRUCTION_CHANNELS, config.in_channels * SCALE**2
         self.head = nn.Sequential(
-            conv(config.width, config.features), nn.PReLU(), conv(config.features, inner), nn.PReLU()
+            conv(config.width, config.features),
+            nn.PReLU(),
+            conv(config.features, inner),
+            nn.PReLU(),
         )
         self.body = nn.Sequential(*(WNeck(inner) for _ in range(RECONSTRUCTION_BLOCKS)))
         self.tail = nn.Sequential(conv(inner, outputs), nn.PReLU(), conv(outputs, outputs))
@@ -203,7 +206,12 @@ class DSSNet(nn.Module):
 
     def _check(self, image: Tensor) -> None:
         channels = self.config.in_channels
-        if image.ndim != 4 or image.shape[1] != channels or image.shape[2] % 8 or image.shape[3] % 8:
+        if (
+            image.ndim != 4
+            or image.shape[1] != channels
+            or image.shape[2] % 8
+            or image.shape[3] % 8
+        ):
             raise ValueError(
                 f"image must have shape [B, {channels}, H, W] with H and W multiples of 8, "
                 f"got {list(image.shape)}"

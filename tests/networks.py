@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
 

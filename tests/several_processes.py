@@ -9,6 +9,7 @@ waits for another and torch is imported only once.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import sys
@@ -56,6 +57,8 @@ SCENARIOS = {"normal": lambda rank: None, "loss-fails": loss_fails, "save-fails"
 
 
 def process(scenario: str, rank: int, data: Path, out: Path) -> None:
+    # A process that hangs says where and ends.
+    faulthandler.dump_traceback_later(90, exit=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     SCENARIOS[scenario](rank)

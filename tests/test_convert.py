@@ -8,11 +8,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from dssnet_fast import cli, convert, parity, weights
 from dssnet_fast.model import FastDSSNet
 from dssnet_fast.python_ref.released import released_state
 from networks import noise, random_network
-from PIL import Image
 
 
 def run(*arguments) -> int:

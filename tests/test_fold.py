@@ -78,7 +78,10 @@ def test_linear_tail_is_one_subpixel_convolution(size):
     weight, bias = fold.compose(inner, inner_bias, outer, outer_bias)
     low = F.conv2d(x, fold.subpixel(weight, 2), bias.repeat_interleave(4), padding=1)
     composed = F.pixel_shuffle(low, 2)
-    assert_equal(fold.subtract_border_excess(composed, fold.outermost(x, 2), inner, inner_bias, outer), expected)
+    assert_equal(
+        fold.subtract_border_excess(composed, fold.outermost(x, 2), inner, inner_bias, outer),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)

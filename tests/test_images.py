@@ -5,10 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+
 from dssnet_fast.python_ref import images
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.images import find_images, read_image, read_labels
-from PIL import Image
 
 imagecodecs = pytest.importorskip("imagecodecs")
 

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+
 from dssnet_fast import DSSNetConfig, FastDSSNet, backends, parity, weights
 from dssnet_fast.backends import BackendUnavailable
 from dssnet_fast.checkpoint import from_state
@@ -90,16 +91,12 @@ def test_low_precision_is_no_worse_than_the_reference_in_it(precision):
         assert ours > TOLERANCE, "this is not low precision at all"
 
 
-def test_gpu_parity_in_every_precision():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 1e-2), ("bf16", 8e-2)])
+def test_gpu_parity_in_every_precision(precision, limit):
     exact = random_network(CONFIGS["paper"]).double()
-    for precision, limit in {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}.items():
-        net = FastDSSNet.from_reference(exact, device="cuda", precision=precision)
-        assert parity.compare(net, exact, parity.random_images(exact.config)).error <= limit
-
-
-test_gpu_parity_in_every_precision = pytest.mark.gpu(test_gpu_parity_in_every_precision)
+    net = FastDSSNet.from_reference(exact, device="cuda", precision=precision)
+    assert parity.compare(net, exact, parity.random_images(exact.config)).error <= limit
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 8), (8, 8), (9, 17), (33, 64)])
@@ -267,9 +264,7 @@ def test_it_is_a_module_without_parameters(pair):
     assert list(net.parameters()) == []
     assert not net.training
     assert not net(torch.zeros(1, 3, 8, 8)).requires_grad
-    assert set(net.state_dict()) == {
-        f"folded.{name}" for name in weights.folded_shapes(net.config)
-    }
+    assert set(net.state_dict()) == {f"folded.{name}" for name in weights.folded_shapes(net.config)}
 
 
 def test_precision_changes_and_comes_back_exactly(pair):
@@ -285,12 +280,12 @@ def test_precision_changes_and_comes_back_exactly(pair):
     assert net.float().precision == "fp32"
     assert np.array_equal(net.predict(image, output="logits"), expected)
     assert net.to("cpu").to(torch.float32).eval().precision == "fp32"
-    with pytest.raises(BackendUnavailable, match="no torch.float64"):
+    with pytest.raises(BackendUnavailable, match=r"no torch\.float64"):
         net.double()
 
 
 def test_copies_and_saved_states_are_independent(pair):
-    network, net = pair
+    _, net = pair
     image = noise(16, 24, 3)
     expected = net.predict(image, output="logits")
     twin = copy.deepcopy(net)
@@ -344,7 +339,7 @@ def test_where_networks_come_from(tmp_path):
     answers = [net.predict(image, output="logits") for net in nets]
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     assert nets[0].source_digest != nets[1].source_digest  # of the file, of the tensors
-    with pytest.raises(InputError, match="python -m dssnet_fast.convert"):
+    with pytest.raises(InputError, match=r"python -m dssnet_fast\.convert"):
         FastDSSNet.load(tmp_path / "ckpt.pt")
     with pytest.raises(InputError, match="no pretrained model 'nope'"):
         FastDSSNet.pretrained("nope")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import shapely
-from dssnet_fast.python_ref.errors import InputError
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label, regionprops
 
 from dssnet_fast.nuclei import find_nuclei, outlines
+from dssnet_fast.python_ref.errors import InputError
 
 
 def random_maps(number, classes=3):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
-from dssnet_fast.python_ref.files import atomic_write
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from dssnet_fast import outputs
 from dssnet_fast.nuclei import find_nuclei
+from dssnet_fast.python_ref.files import atomic_write
 
 NAMES = ("background", "nucleus", 'odd, "name"')
 SCHEMA = json.loads((Path(__file__).parent / "qupath_schema.json").read_text())

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dssnet_fast
 import pytest
+
+import dssnet_fast
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {
@@ -54,8 +55,12 @@ def test_loading_a_model_touches_no_gpu():
 @pytest.mark.parametrize("command", ["segment", "convert", "train", "bench", "info"])
 def test_commands_start_in_a_checkout_and_elsewhere(command, tmp_path):
     assert "usage: python -m dssnet_fast." in python("-m", f"dssnet_fast.{command}", "--help")
-    elsewhere = python("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-                       f"import dssnet_fast.{command} as c; c.make_parser().print_help()", cwd=tmp_path)
+    elsewhere = python(
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        f"import dssnet_fast.{command} as c; c.make_parser().print_help()",
+        cwd=tmp_path,
+    )
     assert command in elsewhere
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from dssnet_fast.python_ref.errors import InputError
 from scipy.ndimage import uniform_filter
 
+from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.tiled import predict_tiled
 from dssnet_fast.tiling import Box, plan
 
@@ -132,9 +132,8 @@ def test_tiled_equals_whole():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiled_equals_whole_for_the_network_itself(channels):
     torch = pytest.importorskip("torch")
-    from dssnet_fast.python_ref.network import DSSNet
-
     from dssnet_fast import DSSNetConfig, FastDSSNet
+    from dssnet_fast.python_ref.network import DSSNet
 
     torch.manual_seed(0)
     config = DSSNetConfig(in_channels=channels, classes=3, width=9, features=8, blocks=1)

@@ -6,6 +6,9 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from dssnet_fast import macs, parity, weights
 from dssnet_fast.checkpoint import from_state
 from dssnet_fast.model import FastDSSNet
@@ -13,8 +16,6 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.released import released_state
 from networks import CONFIGS, random_network
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
