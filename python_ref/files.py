@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+_STEM_LENGTH = 40  # of the file's own name in that of its temporary file
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[a-z0-9_]{8}\.part(?P<suffix>\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -28,7 +33,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem[:40]}.", suffix=f".part{path.suffix}", dir=path.parent
+        prefix=f".{path.stem[:_STEM_LENGTH]}.", suffix=f".part{path.suffix}", dir=path.parent
     )
     os.close(handle)
     temporary = Path(name)
@@ -44,3 +49,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(files: Iterable[Path]) -> None:
+    """Remove temporary files of `atomic_write` that killed processes left beside `files`.
+
+    Args:
+        files: What was being written. Nobody may be writing any of them now.
+    """
+    begun: dict[Path, set[tuple[str, str]]] = defaultdict(set)
+    for file in files:
+        begun[file.parent].add((file.stem[:_STEM_LENGTH], file.suffix))
+    for folder, names in begun.items():
+        for path in folder.iterdir() if folder.is_dir() else ():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and (match["stem"], match["suffix"] or "") in names:
+                path.unlink(missing_ok=True)

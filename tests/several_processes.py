@@ -66,7 +66,7 @@ def process(scenario: str, rank: int, data: Path, out: Path) -> None:
     try:
         best = training.train(CONFIG, OPTIONS, *parts, ["background", "nucleus"], out, "cpu")
         end = f"best {best:.9f}"
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         end = f"{type(error).__name__}: {error}"
     # One write, so that the two processes' lines cannot mix.
     os.write(sys.stdout.fileno(), f"{scenario} {rank} {end}\n".encode())

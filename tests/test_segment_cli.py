@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dssnet_fast import outputs, segment
+from dssnet_fast import batch, jobs, outputs, segment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -323,7 +323,8 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, net, capsys):
     process = start(folder, out, seconds=0.15)
     records = out / ".dssnet_fast"
     deadline = time.monotonic() + 60
-    while len(list(records.glob("*.json")) if records.is_dir() else ()) < 3:
+    # Not the temporary files beside them, which begin with a dot.
+    while len(list(records.glob("[!.]*.json")) if records.is_dir() else ()) < 3:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
@@ -368,7 +369,7 @@ def test_a_run_that_is_interrupted_goes_on(folder, tmp_path, net, monkeypatch):
 
 
 def names_of(*paths):
-    return [(job.label, job.name) for job in segment.make_jobs([Path(path) for path in paths])]
+    return [(job.label, job.name) for job in jobs.make_jobs([Path(path) for path in paths])]
 
 
 def test_names_of_results():
@@ -538,7 +539,7 @@ def test_help_needs_no_heavy_import():
 
 
 def test_large_images_wait_for_room():
-    room = segment._Room(100)
+    room = batch.Room(100)
     inside, most, lock = [], [], threading.Lock()
 
     def work(pixels):
@@ -561,5 +562,5 @@ def test_large_images_wait_for_room():
 
 
 def test_result_endings_are_the_ones_written():
-    assert len(segment.RESULTS) == 4
+    assert len(jobs.RESULTS) == 4
     assert len(outputs.TABLE_COLUMNS) == 10
