@@ -5,16 +5,13 @@ Every file appears whole or not at all, and the same nuclei give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
 import io
 import json
 import os
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,7 +143,10 @@ def write_geojson(
         identity: Something that tells this image from others. With a nucleus's id it gives the
             nucleus's UUID, so that the same image gives the same file.
     """
-    with _saving(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="\n") as file,
+    ):
         file.write('{"type":"FeatureCollection","features":[')
         for number, feature in enumerate(_features(nuclei, class_names, identity)):
             file.write(",\n" if number else "\n")
@@ -189,7 +189,10 @@ def table_rows(image: str, nuclei: Nuclei, class_names: Sequence[str]) -> str:
 
 def write_table(path: str | os.PathLike, rows: Iterable[str]) -> None:
     """Write `nuclei.csv`: the header and the rows of all images, each as from `table_rows`."""
-    with _saving(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
         file.write(",".join(TABLE_COLUMNS) + "\n")
         file.writelines(rows)
 
@@ -199,19 +202,9 @@ def write_json(path: str | os.PathLike, values: object) -> None:
     _write(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
 
 
-@contextlib.contextmanager
-def _saving(path: str | os.PathLike) -> Iterator[Path]:
-    """`atomic_write`, with the file's own name in an OSError instead of the temporary one's."""
-    try:
-        with atomic_write(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
-
-
 def _write(path: str | os.PathLike, data: bytes) -> None:
     # Encoded first, then written: encoders that write themselves hide the reason of a failure.
-    with _saving(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

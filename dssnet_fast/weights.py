@@ -5,6 +5,7 @@ The tensors are stored neither padded nor packed: packing belongs to a backend.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -212,7 +213,7 @@ def save(weights: FoldedWeights, path: str | os.PathLike, dtype: str = "fp32") -
     except OSError:
         raise
     except Exception as error:  # safetensors wraps a full disk in an exception of its own
-        raise OSError(f"{path}: could not be written: {error}") from error
+        raise OSError(errno.EIO, f"could not be written: {error}") from error
 
 
 def is_weight_file(path: str | os.PathLike) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -32,9 +33,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         OSError: The folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem[:_STEM_LENGTH]}.", suffix=f".part{path.suffix}", dir=path.parent
-    )
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem[:_STEM_LENGTH]}.", suffix=f".part{path.suffix}", dir=path.parent
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -46,8 +50,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, name):
+            # The user knows the file by its own name.
+            reason = error.strerror or str(error)
+            raise OSError(error.errno or errno.EIO, reason, str(path)) from error
         raise
 
 

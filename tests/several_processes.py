@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from dssnet_fast.python_ref import training
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.data import find_pairs, split

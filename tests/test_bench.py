@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
+
+from dssnet_fast import bench, benchmark, cli
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.python_ref.unet import UNet
-
-from dssnet_fast import bench, benchmark, cli
 
 CPU = torch.device("cpu")
 SMALL = DSSNetConfig(width=9, features=8, blocks=1)

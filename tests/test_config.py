@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from dssnet_fast.python_ref.config import DSSNetConfig, default_class_names
 from dssnet_fast.python_ref.errors import InputError
 

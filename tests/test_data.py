@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
 from dssnet_fast.python_ref.augment import Augmentation
 from dssnet_fast.python_ref.data import (
     Crops,
@@ -21,9 +25,6 @@ from dssnet_fast.python_ref.data import (
 )
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.losses import IGNORE
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader
 
 INSTANCES = Labelling("instances", 2)
 CLASSES = Labelling("classes", 3)

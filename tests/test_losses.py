@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
+
 from dssnet_fast.python_ref.losses import IGNORE, dssnet_loss, edge_target, mean_ssim
 from dssnet_fast.python_ref.network import DSSNetOutput
-from skimage.metrics import structural_similarity
 
 
 @pytest.fixture

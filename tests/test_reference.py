@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from dssnet_fast.python_ref.config import BLOCKS, UPSAMPLINGS, DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import (

@@ -21,6 +21,8 @@ import torch
 pytest.importorskip("kornia")
 pytest.importorskip("torchmetrics")
 
+from dssnet_fast import cli
+from dssnet_fast import train as command
 from dssnet_fast.python_ref import hardware, processes, training
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.data import Labelling, Samples, find_pairs, split
@@ -28,9 +30,6 @@ from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import load_released
 from dssnet_fast.python_ref.training import TrainingOptions
-
-from dssnet_fast import cli
-from dssnet_fast import train as command
 
 TESTS = Path(__file__).parent
 CONFIG = DSSNetConfig(width=9, features=8, blocks=1)

@@ -15,11 +15,10 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
-from dssnet_fast.python_ref.config import DSSNetConfig
-
 from dssnet_fast import backends
 from dssnet_fast import benchmark as measuring
 from dssnet_fast.bench import BATCHES, SIZES, machine
+from dssnet_fast.python_ref.config import DSSNetConfig
 
 DEVICE = backends.find_device("auto")
 CONTESTANTS = measuring.contestants(DEVICE, DSSNetConfig())
