@@ -281,7 +281,8 @@ class FastDSSNet(nn.Module):
         if image.dtype not in (np.uint8, torch.uint8):
             raise TypeError(
                 f"image must be uint8 with values 0 to 255, got {_kind(image)}; for values in "
-                "[0, 1] give (image * 255).round() as uint8; normalised tensors go to the network itself"
+                "[0, 1] give (image * 255).round() as uint8; call the network itself on "
+                "normalised tensors"
             )
         shape = list(image.shape)
         batch = image[..., None] if channels == 1 and image.ndim == 2 else image

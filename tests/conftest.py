@@ -25,6 +25,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks as small as those of most tests run slower on several threads than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def disks(random: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Bright disks on noise: image uint8 [H, W, 3] and instance map uint16 [H, W]."""
     rows, columns = np.mgrid[:height, :width]

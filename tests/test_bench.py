@@ -14,17 +14,10 @@ from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.python_ref.unet import UNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SMALL = DSSNetConfig(width=9, features=8, blocks=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run slower on several threads than on one; the command sets its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from dssnet_fast.python_ref.released import (
 )
 from oracle import Oracle
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"width": 9, "features": 8, "blocks": 2}
 
 

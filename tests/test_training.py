@@ -31,21 +31,14 @@ from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import load_released
 from dssnet_fast.python_ref.training import TrainingOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TESTS = Path(__file__).parent
 CONFIG = DSSNetConfig(width=9, features=8, blocks=1)
 PLAIN = DSSNetConfig(width=9, features=8, blocks=1, super_resolution=False, edge=False)
 OPTIONS = TrainingOptions(epochs=2, batch=2, crop=32, learning_rate=0.01, seed=5)
 NAMES = ["background", "nucleus"]
 CPU = processes.Process(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run slower on several threads than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
