@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--crop", type=int, default=512, help="side of a crop in pixels")
     recipe.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
     recipe.add_argument("--learning-rate", type=float, default=1e-3)
+    recipe.add_argument("--clip-norm", type=float, default=0.0, help="of gradients; 0: no clipping")
     recipe.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
     recipe.add_argument("--seed", type=int, default=0)
     network = parser.add_argument_group("network")
@@ -95,6 +96,7 @@ def body(arguments: argparse.Namespace) -> None:
         crop=arguments.crop,
         optimizer=arguments.optimizer,
         learning_rate=arguments.learning_rate,
+        clip_norm=arguments.clip_norm,
         augment=arguments.augment,
         precision=_precision(arguments.precision, arguments.device),
         labels=arguments.labels,
@@ -119,10 +121,7 @@ def body(arguments: argparse.Namespace) -> None:
 def _class_names(given: str | None, classes: int) -> list[str]:
     if given is None:
         return default_class_names(classes)
-    names = [name.strip() for name in given.split(",")]
-    if len(names) != classes or not all(names) or len(set(names)) != classes:
-        raise InputError(f"--class-names must be {classes} different names, got {given!r}")
-    return names
+    return list(cli.class_names(given, classes))
 
 
 def _precision(given: str, device: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -45,6 +45,8 @@ class TrainingOptions:
         crop: Side of a crop in pixels, a multiple of 8.
         optimizer: `sgd` (momentum 0.9, weight decay 5e-4) or `adam`.
         learning_rate: At the start; a cosine takes it to 0.
+        clip_norm: Gradients are scaled down to this 2-norm, over all parameters; 0 leaves them. The
+            reconstruction can run away in the first epochs without it (Adam at 1e-3).
         augment: Whether crops are augmented.
         precision: `fp32` or `bf16` (autocast; parameters and loss stay in float32).
         labels: `instances` or `classes`; see `Labelling`.
@@ -59,6 +61,7 @@ class TrainingOptions:
     crop: int = 512
     optimizer: str = "sgd"
     learning_rate: float = 1e-3
+    clip_norm: float = 0.0
     augment: bool = True
     precision: str = "fp32"
     labels: str = "instances"
@@ -73,6 +76,8 @@ class TrainingOptions:
             raise InputError(f"crop must be a multiple of 8 from 16 on, got {self.crop}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning rate must be positive, got {self.learning_rate}")
+        if not (math.isfinite(self.clip_norm) and self.clip_norm >= 0):
+            raise InputError(f"clip norm must be 0 or more, got {self.clip_norm}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         for name, allowed in (
@@ -350,6 +355,8 @@ class Trainer:
         self._require_finite(self.process.summed(loss.total.detach()), "loss")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        if self.options.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         return loss

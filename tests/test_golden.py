@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dssnet_fast import FastDSSNet, backends, parity
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import load_released
@@ -61,3 +62,32 @@ def test_oracle_matches_the_release(golden):
     # The smallest is enough: it reaches every layer.
     image, expected = min(cases, key=lambda case: case[0].size)
     assert_equal(oracle(image), expected, 1e-6)
+
+
+@pytest.mark.parametrize("backend", backends.names())
+def test_fast_network_matches_the_release(golden, backend):
+    state, cases = golden
+    net = FastDSSNet.from_checkpoint(state, device="cpu", backend=backend, precision="fp32")
+    for image, (logits, _, _) in cases:
+        answer = net(torch.from_numpy(image)[None].float())[0].numpy()
+        assert parity.relative_error(answer, logits.astype(np.float64)) <= 2e-5
+        assert (answer.argmax(0) == logits.argmax(0)).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_is_as_close_to_the_release_as_the_reference_in_it(golden, precision):
+    state, cases = golden
+    able = backends.available(torch.device("cpu"), DSSNetConfig(classes=3))
+    if precision not in able["torch"]:
+        pytest.skip(f"this CPU has no {precision}")
+    net = FastDSSNet.from_checkpoint(state, device="cpu", backend="torch", precision=precision)
+    network = DSSNet(DSSNetConfig(classes=3))
+    load_released(network, state)
+    network.to(backends.PRECISIONS[precision]).eval()
+    for image, (logits, _, _) in cases:
+        x = torch.from_numpy(image)[None].float()
+        with torch.no_grad():
+            theirs = network.logits(x.to(backends.PRECISIONS[precision]))[0].float().numpy()
+        ours = net(x)[0].numpy()
+        expected = logits.astype(np.float64)
+        assert parity.relative_error(ours, expected) <= parity.relative_error(theirs, expected)

@@ -16,24 +16,10 @@ from dssnet_fast.python_ref.released import (
     released_state,
     to_released,
 )
+from networks import SMALL, random_network
 from oracle import Oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = {"width": 9, "features": 8, "blocks": 2}
-
-
-def small_network(seed: int = 0, **changes) -> DSSNet:
-    """A small network in evaluation mode whose biases and slopes are random too."""
-    torch.manual_seed(seed)
-    network = DSSNet(DSSNetConfig(**{**SMALL, **changes}))
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.1)
-            elif parameter.numel() == 1 and parameter.ndim == 1:
-                parameter.uniform_(0.1, 0.6)
-    return network.eval()
 
 
 def relative_error(value, expected) -> float:
@@ -78,7 +64,7 @@ def test_released_names_are_as_the_release_has_them():
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_released_state_round_trip(block, prefix):
-    source, target = small_network(1, block=block), small_network(2, block=block)
+    source, target = random_network(seed=1, block=block), random_network(seed=2, block=block)
     state = released_state(source)
     for key in source.state_dict():
         assert from_released(to_released(key)) == key
@@ -92,7 +78,7 @@ def test_names_outside_the_network_are_refused():
     assert from_released("tail9.0.bias") is None
     with pytest.raises(KeyError):
         to_released("tail9.0.bias")
-    network = small_network()
+    network = random_network()
     state = released_state(network)
     state["tail9.0.bias"] = state.pop("head.0.bias")
     with pytest.raises(RuntimeError, match=r"(?s)head\.bias.*tail9\.0\.bias"):
@@ -119,7 +105,7 @@ VARIANTS = [
     "changes", VARIANTS, ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items())
 )
 def test_shapes_and_gradients(changes):
-    network = small_network(**changes).train()
+    network = random_network(**changes).train()
     config = network.config
     torch.manual_seed(3)
     output = network(torch.randn(2, config.in_channels, 16, 24))
@@ -140,7 +126,7 @@ def test_shapes_and_gradients(changes):
 
 
 def test_logits_are_those_of_forward():
-    network = small_network()
+    network = random_network()
     image = torch.randn(2, 3, 24, 16)
     with torch.no_grad():
         assert torch.equal(network.logits(image), network(image).segmentation)
@@ -150,7 +136,7 @@ def test_logits_are_those_of_forward():
     "shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 12, 16), (1, 3, 16, 20), (1, 4, 16, 16)]
 )
 def test_rejects_other_shapes(shape):
-    network = small_network()
+    network = random_network()
     message = r"image must have shape \[B, 3, H, W\] with H and W multiples of 8, got \["
     for call in (network, network.logits):
         with pytest.raises(ValueError, match=message):
@@ -163,7 +149,7 @@ def test_rejects_other_shapes(shape):
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_context_px_is_the_measured_reach(block, upsampling):
-    network = small_network(
+    network = random_network(
         block=block, upsampling=upsampling, blocks=1, super_resolution=False, edge=False
     ).double()
     context = network.config.context_px
@@ -202,7 +188,7 @@ def test_context_px_of_the_papers_network():
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_equals_the_oracle(classes):
-    network = small_network(4, classes=classes, features=12).double()
+    network = random_network(seed=4, classes=classes, features=12).double()
     state = {key: value.numpy() for key, value in released_state(network).items()}
     image = torch.randn(1, 3, 24, 16, dtype=torch.float64)
     with torch.no_grad():

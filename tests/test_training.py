@@ -28,7 +28,7 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.data import Labelling, Samples, find_pairs, split
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
-from dssnet_fast.python_ref.released import load_released
+from dssnet_fast.python_ref.released import load_released, released_state
 from dssnet_fast.python_ref.training import TrainingOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,6 +122,20 @@ def test_the_log_has_a_row_an_epoch(finished):
     # A cosine over all steps: half-way down after half of them.
     expected = [0.01 * (1 + math.cos(math.pi * k / 3)) / 2 for k in range(3)]
     assert np.allclose([row["learning_rate"] for row in log], expected, rtol=1e-9)
+
+
+def test_clipping_bounds_the_steps(disk_folder, tmp_path):
+    """With next to no gradient only the weight decay moves the weights."""
+    torch.manual_seed(OPTIONS.seed)
+    start = released_state(DSSNet(PLAIN))
+
+    def furthest(name: str, clip_norm: float) -> float:
+        run(disk_folder, tmp_path / name, epochs=1, clip_norm=clip_norm)
+        state = checkpoint(tmp_path / name / "last.pt")["model"]
+        return max(float((state[key] - value).abs().max()) for key, value in start.items())
+
+    assert furthest("clipped", 1e-6) <= 1e-4
+    assert furthest("free", 0.0) >= 1e-2
 
 
 def test_events_hold_the_log(finished):
@@ -408,6 +422,7 @@ def test_a_spoilt_last_step_leaves_the_checkpoint(disk_folder, tmp_path, monkeyp
         ({"epochs": 0}, "epochs and batch must be at least 1"),
         ({"crop": 36}, "crop must be a multiple of 8"),
         ({"crop": 8}, "crop must be a multiple of 8 from 16 on"),
+        ({"clip_norm": -1.0}, "clip norm must be 0 or more"),
         ({"learning_rate": float("nan")}, "learning rate must be positive"),
         ({"optimizer": "rmsprop"}, "optimizer must be one of"),
         ({"precision": "fp16"}, "precision must be one of"),
