@@ -29,9 +29,14 @@ def test_replaces_at_once_with_usual_permissions(tmp_path):
 def test_failure_leaves_the_old_file_alone(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_write(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def fail() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
