@@ -78,6 +78,24 @@ def test_public_names_exist():
         dssnet_fast.nothing  # noqa: B018
 
 
+def test_info_says_what_runs_and_why_not_the_rest():
+    found = json.loads(python("-m", "dssnet_fast.info", "--json"))
+    assert found["dssnet_fast"] == dssnet_fast.__version__
+    assert found["backends"]["cpu"]["torch"]["fp32"] is None
+    assert found["auto"]["backend"] in found["backends"]["cpu"]
+    text = python("-m", "dssnet_fast.info")
+    for reasons in found["backends"]["cpu"].values():
+        assert all(reason in text for reason in reasons.values() if reason)
+    assert "fp32  ready" in text
+
+
+def test_the_list_of_commands_is_complete():
+    listed = python("-m", "dssnet_fast")
+    for path in ROOMS["dssnet_fast"].glob("*.py"):
+        if "cli.main(" in path.read_text():
+            assert f"python -m dssnet_fast.{path.stem}" in listed
+
+
 def imports(path: Path):
     """Names of the modules that a file imports anywhere in it, absolute."""
     for node in ast.walk(ast.parse(path.read_text())):
