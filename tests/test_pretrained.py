@@ -37,8 +37,8 @@ def test_the_file_is_small_and_its_card_names_it():
     card = (MODELS / f"{PRETRAINED}.md").read_text()
     source = weights.load(MODELS / f"{PRETRAINED}.safetensors").source_digest
     assert source in card
-    for word in ("CC0", "mean IoU", "not for diagnosis", "cervical"):
-        assert word in card
+    for word in ("cc0", "mean iou", "not for diagnosis", "cervical"):
+        assert word in card.lower()
 
 
 def test_mean_iou_on_the_examples(net, examples):
