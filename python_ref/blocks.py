@@ -1,6 +1,7 @@
 """The residual blocks of the feature extraction, and the convolution they are made of.
 
-Source: Luo et al. 2022, section 3.3.3 and Fig. 5, which compares four kinds of block.
+Source: Luo et al. 2022, section 3.3.3 and Fig. 5, which compares four kinds of block. W-NECK is as
+released; the other three follow the papers that introduced them, with PReLU as activation.
 """
 
 from __future__ import annotations
