@@ -22,7 +22,7 @@ from .augment import Augmentation
 from .config import DSSNetConfig
 from .data import LABEL_KINDS, Crops, Labelling, Pair, Samples, to_tensors
 from .errors import InputError
-from .files import atomic_write
+from .files import atomic_write, remove_leftovers
 from .losses import IGNORE, Loss, dssnet_loss, edge_target
 from .network import DSSNet
 from .processes import Process, joined
@@ -241,10 +241,8 @@ class Trainer:
 
     def _sweep(self) -> None:
         """Remove what a run that was killed while it wrote has left."""
-        for name in ("last.pt", "best.pt", "log.csv", "curves.png"):
-            stem, suffix = name.split(".")
-            for file in self.out.glob(f".{stem}.*.part.{suffix}"):
-                file.unlink(missing_ok=True)
+        names = ("last.pt", "best.pt", "log.csv", "curves.png")
+        remove_leftovers(self.out / name for name in names)
 
     def _save(self, improved: bool) -> None:
         checkpoint = {
