@@ -1,0 +1,289 @@
+"""Folded weights as the matrices that the CUDA kernels multiply with.
+
+A kernel computes D = A B: rows of A are pixels, B is one of these matrices [k, n] in the order of k
+in which the kernel reads its pixels' neighbourhoods (`csrc/cuda/params.h` and the kernels' own
+comments give it). The algebra is that of `dssnet_fast.fold`; here it is only laid out. Rounding to
+16 bits and the order of fragments are the business of `csrc/plan/weights.cpp`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dssnet_fast import fold
+from dssnet_fast.weights import FoldedWeights
+
+if TYPE_CHECKING:
+    from dssnet_fast.backends.cuda.native import Sizes
+
+STEP = 16  # of k, one tensor-core instruction
+TILE = 8  # of n
+
+
+def operands(folded: FoldedWeights, sizes: Sizes) -> dict[str, np.ndarray]:
+    """All matrices and tables of a network.
+
+    Args:
+        folded: Of a network with W-NECK blocks.
+        sizes: Its channels as the kernels store them, `_native.Sizes`.
+
+    Returns:
+        Name to float32 [k, n]; tables of biases and slopes are [kinds, channels].
+    """
+    tensors = {name: value.double() for name, value in folded.tensors.items()}
+    found = _downsample(tensors, sizes) | _extract(tensors, sizes, folded.config.blocks)
+    if folded.config.upsampling == "nearest":
+        found |= _fuse_nearest(tensors, sizes)
+    else:
+        found |= _fuse_learned(tensors, sizes)
+    found |= _segment(tensors, sizes)
+    return {name: np.ascontiguousarray(value.float().numpy()) for name, value in found.items()}
+
+
+def _pad(x: Tensor, *shape: int) -> Tensor:
+    """Zeros at the end of each dimension up to `shape`."""
+    padding = [
+        amount
+        for size, wanted in zip(reversed(x.shape), reversed(shape), strict=True)
+        for amount in (0, wanted - size)
+    ]
+    return F.pad(x, padding)
+
+
+def _table(*rows: Tensor, channels: int) -> Tensor:
+    return torch.stack([_pad(row, channels) for row in rows])
+
+
+def _taps(weight: Tensor, inputs: int, outputs: int) -> Tensor:
+    """[O, I, r, c] -> [r * c * inputs, outputs]: tap slowest, then input."""
+    rows, columns = weight.shape[2:]
+    laid = _pad(weight.permute(2, 3, 1, 0), rows, columns, inputs, outputs)
+    return laid.reshape(-1, outputs)
+
+
+def _only(weight: Tensor, row: int | None = None, column: int | None = None) -> Tensor:
+    """The kernel with all taps zero but those of one row, one column or both."""
+    kept = torch.zeros_like(weight)
+    rows = slice(None) if row is None else row
+    columns = slice(None) if column is None else column
+    kept[:, :, rows, columns] = weight[:, :, rows, columns]
+    return kept
+
+
+# --- stage 1 --------------------------------------------------------------------------------------
+
+
+def _downsample(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    width = sizes.width
+    stem, stem_bias = tensors["downsample.stem.weight"], tensors["downsample.stem.bias"]
+    strided, bias = tensors["downsample.0.weight"], tensors["downsample.0.bias"]
+
+    def rows(kernel: Tensor) -> Tensor:
+        # [O, C, r, 5] -> [r * 16, width]: a row's pixels and their channels lie side by side.
+        laid = kernel.permute(2, 3, 1, 0).flatten(1, 2)
+        return _pad(laid, kernel.shape[2], STEP, width).reshape(-1, width)
+
+    # The stem at both columns under a pooling window, in one 5-wide neighbourhood.
+    columns = torch.stack([rows(F.pad(stem, (1 + shift, 1 - shift))) for shift in range(2)])
+    stems = columns.unflatten(2, (-1, TILE)).permute(1, 2, 0, 3).flatten(1)
+
+    composed, everywhere = fold.compose(stem, stem_bias, strided, bias)
+    none = torch.zeros_like(bias)
+    top, top_bias = fold.compose(_only(stem, row=2), stem_bias, _only(strided, row=0), none)
+    left, left_bias = fold.compose(_only(stem, column=2), stem_bias, _only(strided, column=0), none)
+    corner, corner_bias = fold.compose(_only(stem, 2, 2), stem_bias, _only(strided, 0, 0), none)
+    border = torch.cat([-rows(top[:, :, 2:3]), -rows(left), rows(corner[:, :, 2:3])])
+    found = {
+        "downsample.stem": stems,
+        "downsample.strided": rows(composed),
+        "downsample.border": border,
+        "downsample.bias": _table(
+            everywhere + stem_bias, -top_bias, -left_bias, corner_bias, channels=width
+        ),
+    }
+    for i in (1, 2):
+        found[f"downsample.{i}"] = _taps(tensors[f"downsample.{i}.weight"], width, width)
+        found[f"downsample.{i}.bias"] = _table(tensors[f"downsample.{i}.bias"], channels=width)
+    return found
+
+
+# --- stage 2 --------------------------------------------------------------------------------------
+
+
+def _extract(tensors: dict[str, Tensor], sizes: Sizes, blocks: int) -> dict[str, Tensor]:
+    features, expanded, squeezed = sizes.features, sizes.expanded, sizes.squeezed
+    found = {
+        "extract.head": _taps(tensors["extract.head.weight"], sizes.width, features),
+        "extract.head.bias": _table(tensors["extract.head.bias"], channels=features),
+    }
+    for i in range(blocks):
+        block = {
+            name.removeprefix(f"extract.blocks.{i}."): value
+            for name, value in tensors.items()
+            if name.startswith(f"extract.blocks.{i}.")
+        }
+        branch = block["expand1.weight"].shape[0]
+        # Both branches begin at a multiple of 32 channels.
+        squeeze = torch.cat(
+            [
+                _pad(half.permute(1, 2, 3, 0).flatten(1, 2), expanded, 9, squeezed)
+                for half in block["squeeze.weight"].split(branch, dim=1)
+            ]
+        )
+        found |= {
+            f"extract.{i}.expand1": _taps(block["expand1.weight"], features, expanded),
+            f"extract.{i}.expand3": _taps(block["expand3.weight"], features, expanded),
+            f"extract.{i}.expand.bias": _table(
+                block["expand1.bias"], block["expand3.bias"], channels=expanded
+            ),
+            f"extract.{i}.slope": block["slope"].view(1, 1),
+            # n = (tile of 8, tap, channel): a warp holds all nine products of its 8 channels.
+            f"extract.{i}.squeeze": squeeze.unflatten(2, (-1, TILE)).transpose(1, 2).flatten(1),
+            f"extract.{i}.squeeze.bias": _table(block["squeeze.bias"], channels=squeezed),
+            f"extract.{i}.restore": _taps(block["restore.weight"], squeezed, features),
+            f"extract.{i}.restore.bias": _table(block["restore.bias"], channels=features),
+        }
+    return found
+
+
+# --- stage 3 --------------------------------------------------------------------------------------
+
+
+def _joined(weight: Tensor, features: int) -> Tensor:
+    """A 1x1 convolution of shallow and deep features: [O, 2 * F, 1, 1] -> [2 * features, O]."""
+    halves = weight[:, :, 0, 0].T.chunk(2)
+    return torch.cat([_pad(half, features, weight.shape[0]) for half in halves])
+
+
+def _in_steps(factors: Tensor, before: int) -> Tensor:
+    """[..., factors, k, n] -> k-steps of all factors in turn, then their last eight rows.
+
+    Args:
+        factors: Its `before` leading dimensions stay slowest.
+        before: 0 for [factors, k, n], 1 for [rows, factors, k, n].
+    """
+    whole = factors.shape[-2] // STEP * STEP
+    parts = []
+    for part, step in ((factors[..., :whole, :], STEP), (factors[..., whole:, :], TILE)):
+        steps = part.unflatten(-2, (part.shape[-2] // step, step)).movedim(-3, before)
+        parts.append(steps.flatten(before, -2))
+    return torch.cat(parts, dim=before).flatten(0, -2)
+
+
+def _fuse_nearest(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    fused, values = sizes.fused, sizes.values
+    mix = _joined(tensors["fuse.mix.weight"], sizes.features)
+    smooth, reduce = tensors["fuse.smooth.weight"], tensors["fuse.reduce.weight"]
+
+    # Sums of taps that meet the centre, and the differences to the cells before and after, which
+    # the kernel halves along each axis.
+    sums = smooth.new_tensor([[1, 1, 1], [2, 0, 0], [0, 0, 2]])
+    products = torch.einsum("rk,cl,oikl->rcio", sums, sums, smooth).flatten(0, 1)
+    products = _pad(products, 9, fused, _mix_outputs(fused, 16))
+
+    # Sums of taps that meet the same of a cell's values: -, 0, +, 0 and +, - and 0.
+    sums = reduce.new_tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]])
+    taps = torch.einsum("rk,cl,oikl->rcio", sums, sums, reduce)
+    taps = _pad(taps, 5, 5, fused, sizes.y)
+    chunks = [_in_steps(chunk, before=1) for chunk in taps.split(values, dim=2)]
+    return {
+        "fuse.mix": _pad(mix, 2 * sizes.features, _mix_outputs(fused, TILE * sizes.mix_tiles)),
+        "fuse.smooth": _in_steps(products, before=0),
+        "fuse.reduce": torch.cat(chunks),
+        "fuse.mix.bias": _table(tensors["fuse.mix.bias"], channels=fused),
+        **_fuse_tables(tensors, sizes),
+    }
+
+
+def _mix_outputs(channels: int, multiple: int) -> int:
+    return -(-channels // multiple) * multiple
+
+
+def _fuse_learned(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    fused, area = sizes.fused, fold.CELL**2
+    # Pixel shuffle reads channel c * 16 + sub-pixel.
+    mix = _joined(tensors["fuse.mix.weight"], sizes.features).unflatten(1, (-1, area))
+    bias = tensors["fuse.mix.bias"].unflatten(0, (-1, area)).T
+    return {
+        "fuse.mix": _pad(mix.transpose(1, 2), 2 * sizes.features, area, fused).flatten(1),
+        "fuse.mix.bias": _table(*bias, channels=fused),
+        "fuse.smooth": _taps(tensors["fuse.smooth.weight"], fused, fused),
+        "fuse.reduce": _taps(tensors["fuse.reduce.weight"], fused, sizes.y),
+        **_fuse_tables(tensors, sizes),
+    }
+
+
+def _fuse_tables(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    slopes = [tensors[f"fuse.{name}.slope"] for name in ("mix", "smooth", "reduce")]
+    return {
+        "fuse.smooth.bias": _table(tensors["fuse.smooth.bias"], channels=sizes.fused),
+        "fuse.reduce.bias": _table(tensors["fuse.reduce.bias"], channels=sizes.y),
+        "fuse.slopes": torch.cat(slopes)[None],
+    }
+
+
+# --- stage 4 --------------------------------------------------------------------------------------
+
+
+def _segment(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    inner, inner_bias = tensors["segment.inner.weight"], tensors["segment.inner.bias"]
+    outer, outer_bias = tensors["segment.outer.weight"], tensors["segment.outer.bias"]
+    none = torch.zeros_like(outer_bias)
+
+    def sub_pixels(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        # [2, 2, classes, ...]: sub-row, sub-column, class.
+        split = fold.subpixel(kernel, 2).unflatten(0, (-1, 2, 2)).movedim(0, 2)
+        return split, bias.expand(2, 2, -1)
+
+    def lay_out(split: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return _taps(split.flatten(0, 2), sizes.tail, sizes.outputs), bias.flatten()
+
+    composed, everywhere = fold.compose(inner, inner_bias, outer, outer_bias)
+    tail, tail_bias = lay_out(*sub_pixels(composed, everywhere))
+
+    # Row or column -1 of the inner convolution, seen by row or column 0 of the outer one's kernel,
+    # comes from its own last row or column over the outermost pixels; and so on around the image.
+    # The two that meet in a corner both count it.
+    matrices, constants = [], []
+    sides = [(0, None), (1, None), (None, 0), (None, 1)]
+    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for row, column in sides + corners:
+        # 0 and 1, the first and the last row or column of sub-pixels, are seen at taps 0 and 2.
+        seen = {"row": _tap(row), "column": _tap(column)}
+        source = {axis: None if tap is None else 2 - tap for axis, tap in seen.items()}
+        excess = fold.compose(_only(inner, **source), inner_bias, _only(outer, **seen), none)
+        split, bias = sub_pixels(*excess)
+        at_border = split.new_zeros(2, 2)
+        at_border[_place(row), _place(column)] = 1 if None in (row, column) else -1
+        # A side depends on three pixels along it, a corner on one.
+        taps = split[..., _centre(row), _centre(column)]
+        matrix, constant = lay_out(
+            taps * -at_border.view(2, 2, 1, 1, 1, 1), bias * -at_border.view(2, 2, 1)
+        )
+        matrices.append(matrix)
+        constants.append(constant)
+    return {
+        "segment.narrow": _taps(tensors["segment.narrow.weight"], sizes.y, sizes.tail),
+        "segment.narrow.bias": _table(tensors["segment.narrow.bias"], channels=sizes.tail),
+        "segment.slope": tensors["segment.narrow.slope"].view(1, 1),
+        "segment.tail": tail,
+        "segment.border": torch.cat(matrices),
+        "segment.bias": _table(tail_bias, *constants, channels=sizes.outputs),
+    }
+
+
+def _tap(side: int | None) -> int | None:
+    return None if side is None else 2 * side
+
+
+def _place(side: int | None) -> slice | int:
+    return slice(None) if side is None else side
+
+
+def _centre(side: int | None) -> slice:
+    return slice(None) if side is None else slice(1, 2)
