@@ -191,13 +191,16 @@ __device__ __forceinline__ void down(const DownParams& p) {
     const int chunks = channels / CHUNK_CHANNELS, pixel = pixel_bytes(channels);
     const u32 base = shared_address(shared_memory);
     const auto place = [](int row, int column) {
-        return row * Tile::IN_COLUMNS + (column % 2) * (Tile::COLUMNS + 1) + column / 2;
+        return row * Tile::ROW_PLACES + column % 2 * Tile::ODD_PLACE + column / 2;
     };
 
     const int in_height = 2 * p.height, in_width = 2 * p.width;
     const u8* in = static_cast<const u8*>(p.in) + u64(blockIdx.z) * in_height * in_width * channels * 2;
-    for (int i = threadIdx.x; i < Tile::IN_ROWS * Tile::IN_COLUMNS * chunks; i += Tile::THREADS) {
-        const int chunk = i % chunks, row = i / chunks / Tile::IN_COLUMNS, column = i / chunks % Tile::IN_COLUMNS;
+    constexpr int PIXELS = Tile::IN_ROWS * Tile::IN_COLUMNS;
+    for (int i = threadIdx.x; i < copy_items(PIXELS, chunks); i += Tile::THREADS) {
+        const int chunk = copied_chunk(i, chunks), at = copied_pixel(i, chunks);
+        const int row = at / Tile::IN_COLUMNS, column = at % Tile::IN_COLUMNS;
+        if (at >= PIXELS) break;
         const int y = 2 * row0 - 1 + row, x = 2 * column0 - 1 + column;
         const bool inside = y >= 0 && y < in_height && x >= 0 && x < in_width;
         const u64 from = inside ? ((u64(y) * in_width + x) * chunks + chunk) * CHUNK : 0;
@@ -229,6 +232,7 @@ __device__ __forceinline__ void down(const DownParams& p) {
 #pragma unroll
                     for (int n = 0; n < N; ++n) T::mma(sum[n], a, b.ring[slot][n]);
                     b.refill(slot);
+                    if (slot == b.LAST) b.advance();
                 }
             }
         }

@@ -35,8 +35,9 @@ struct Wneck {
     // x with a ring of one cell.
     __device__ __forceinline__ void load_x() const {
         const int chunks = features / CHUNK_CHANNELS;
-        for (int i = threadIdx.x; i < Tile::X_CELLS * chunks; i += THREADS) {
-            const int chunk = i % chunks, cell = i / chunks;
+        for (int i = threadIdx.x; i < copy_items(Tile::X_CELLS, chunks); i += THREADS) {
+            const int chunk = copied_chunk(i, chunks), cell = copied_pixel(i, chunks);
+            if (cell >= Tile::X_CELLS) continue;
             const int row = cell / Tile::X_COLUMNS - 1, column = cell % Tile::X_COLUMNS - 1;
             const bool inside = in_image(row, column);
             const u64 from = inside ? (cell_index(row, column) * chunks + chunk) * CHUNK : 0;
@@ -47,8 +48,10 @@ struct Wneck {
     // The head's input with a ring of two cells.
     __device__ __forceinline__ void load_map() const {
         const int chunks = u_channels / CHUNK_CHANNELS;
-        for (int i = threadIdx.x; i < Tile::U_ROWS * Tile::U_COLUMNS * chunks; i += THREADS) {
-            const int chunk = i % chunks, row = i / chunks / Tile::U_COLUMNS, column = i / chunks % Tile::U_COLUMNS;
+        static_assert(Tile::U_CELLS % 8 == 0);
+        for (int i = threadIdx.x; i < Tile::U_CELLS * chunks; i += THREADS) {
+            const int chunk = copied_chunk(i, chunks), cell = copied_pixel(i, chunks);
+            const int row = cell / Tile::U_COLUMNS, column = cell % Tile::U_COLUMNS;
             const bool inside = in_image(row - 2, column - 2);
             const u64 from = inside ? (cell_index(row - 2, column - 2) * chunks + chunk) * CHUNK : 0;
             copy_chunk_async(second + row * u_row + column * u_pixel + chunk * CHUNK,
@@ -67,11 +70,10 @@ struct Wneck {
     // The squeezed map with a ring of two cells: bias and up to four partial sums, zero outside.
     __device__ __forceinline__ void load_sums() const {
         const int chunks = u_channels / CHUNK_CHANNELS;
-        const int count = Tile::U_ROWS * Tile::U_COLUMNS * chunks;
         const int tile_row = blockIdx.y, tile_column = blockIdx.x;
 #pragma unroll 2
-        for (int i = threadIdx.x; i < count; i += THREADS) {
-            const int chunk = i % chunks, place = i / chunks;
+        for (int i = threadIdx.x; i < Tile::U_CELLS * chunks; i += THREADS) {
+            const int chunk = copied_chunk(i, chunks), place = copied_pixel(i, chunks);
             const int row = place / Tile::U_COLUMNS - 2, column = place % Tile::U_COLUMNS - 2;
             uint4 sum = make_uint4(0, 0, 0, 0);
             if (in_image(row, column)) {
@@ -133,6 +135,7 @@ struct Wneck {
 #pragma unroll
                         for (int n = 0; n < N; ++n) T::mma(sum[n], a, b.ring[slot][n]);
                         b.refill(slot);
+                        if (slot == b.LAST) b.advance();
                     }
                 }
             }
@@ -158,7 +161,8 @@ struct Wneck {
     __device__ __forceinline__ void write_x() const {
         const int chunks = features / CHUNK_CHANNELS;
         for (int i = threadIdx.x; i < Tile::CELLS * chunks; i += THREADS) {
-            const int chunk = i % chunks, row = i / chunks / Tile::COLUMNS, column = i / chunks % Tile::COLUMNS;
+            const int chunk = copied_chunk(i, chunks), cell = copied_pixel(i, chunks);
+            const int row = cell / Tile::COLUMNS, column = cell % Tile::COLUMNS;
             if (in_image(row, column)) {
                 const u32 from = first + ((row + 1) * Tile::X_COLUMNS + column + 1) * x_pixel + chunk * CHUNK;
                 store_global16(static_cast<u8*>(p.x_out) + (cell_index(row, column) * chunks + chunk) * CHUNK,
@@ -205,6 +209,7 @@ struct Wneck {
                         for (int n = 0; n < N; ++n) T::mma(sum[m][n], a, b.ring[slot][n]);
                     }
                     b.refill(slot);
+                    if (slot == b.LAST) b.advance();
                 }
             }
         }
@@ -246,6 +251,7 @@ struct Wneck {
                 for (int n = 0; n < N; ++n) T::mma(sum[m][n], a, b.ring[slot][n]);
             }
             b.refill(slot);
+            if (slot == b.LAST) b.advance();
         });
 #pragma unroll
         for (int tap = 0; tap < N; ++tap) {
@@ -269,14 +275,15 @@ struct Wneck {
         const int chunks = squeezed / CHUNK_CHANNELS;
         const u64 tile = (u64(blockIdx.z) * p.tile_rows + blockIdx.y) * p.tile_columns + blockIdx.x;
         u8* out = static_cast<u8*>(p.u_out) + tile * Tile::X_CELLS * chunks * CHUNK;
-        for (int i = threadIdx.x; i < Tile::X_CELLS * chunks; i += THREADS) {
-            const int chunk = i % chunks, cell = i / chunks, odd = cell % 2;
-            // Even and odd cells read their halves in opposite order, so that banks do not collide.
+        for (int i = threadIdx.x; i < copy_items(Tile::X_CELLS, chunks); i += THREADS) {
+            const int chunk = copied_chunk(i, chunks), cell = copied_pixel(i, chunks), odd = cell / 4 % 2;
+            if (cell >= Tile::X_CELLS) continue;
+            // Of eight cells, four read their halves in opposite order, so that banks do not collide.
             const u32 from = first + chunk * Tile::SUM_BYTES + cell * 32;
             const uint4 one = load_shared16(from + odd * 16), two = load_shared16(from + (1 - odd) * 16);
             const uint4 low = odd ? two : one, high = odd ? one : two;
             const auto pack = [](u32 a, u32 b) { return T::pack(__uint_as_float(a), __uint_as_float(b)); };
-            store_global16(out + i * CHUNK, make_uint4(pack(low.x, low.y), pack(low.z, low.w),
+            store_global16(out + (cell * chunks + chunk) * CHUNK, make_uint4(pack(low.x, low.y), pack(low.z, low.w),
                                                        pack(high.x, high.y), pack(high.z, high.w)));
         }
     }

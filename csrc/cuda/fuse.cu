@@ -48,8 +48,9 @@ struct NearestFuse {
 
     __device__ __forceinline__ void load() const {
         const int half = features / CHUNK_CHANNELS;
-        for (int i = threadIdx.x; i < Tile::G_CELLS * 2 * half; i += THREADS) {
-            const int chunk = i % (2 * half), cell = i / (2 * half);
+        for (int i = threadIdx.x; i < copy_items(Tile::G_CELLS, 2 * half); i += THREADS) {
+            const int chunk = copied_chunk(i, 2 * half), cell = copied_pixel(i, 2 * half);
+            if (cell >= Tile::G_CELLS) continue;
             const int row = cell / Tile::G_COLUMNS - 1, column = cell % Tile::G_COLUMNS - 1;
             const bool inside = in_image(row, column), deep = chunk >= half;
             const u64 index = (u64(blockIdx.z) * p.height + row0 + row) * p.width + column0 + column;
@@ -80,6 +81,7 @@ struct NearestFuse {
 #pragma unroll
                 for (int n = 0; n < MIX; ++n) T::mma(sum[n], a, b.ring[slot][n]);
                 b.refill(slot);
+                if (slot == b.LAST) b.advance();
             });
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -348,8 +350,10 @@ struct ShuffleFuse {
 
     __device__ __forceinline__ void load() const {
         const int half = p.features / CHUNK_CHANNELS;
-        for (int i = threadIdx.x; i < Tile::CELL_ROWS * Tile::CELL_COLUMNS * 2 * half; i += THREADS) {
-            const int chunk = i % (2 * half), cell = i / (2 * half);
+        constexpr int CELLS = Tile::CELL_ROWS * Tile::CELL_COLUMNS;
+        for (int i = threadIdx.x; i < copy_items(CELLS, 2 * half); i += THREADS) {
+            const int chunk = copied_chunk(i, 2 * half), cell = copied_pixel(i, 2 * half);
+            if (cell >= CELLS) continue;
             const int y = row0 / 4 - 1 + cell / Tile::CELL_COLUMNS, x = column0 / 4 - 1 + cell % Tile::CELL_COLUMNS;
             const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width, deep = chunk >= half;
             const u64 index = (u64(blockIdx.z) * p.height + y) * p.width + x;
@@ -374,6 +378,7 @@ struct ShuffleFuse {
                 T::mma(sum[0], a, b.ring[0][0]);
                 T::mma(sum[1], a, b.ring[0][1]);
                 b.refill(0);
+                b.advance();
             }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -406,6 +411,7 @@ struct ShuffleFuse {
                 T::mma(sum[0], a, b.ring[0][0]);
                 T::mma(sum[1], a, b.ring[0][1]);
                 b.refill(0);
+                b.advance();
             }
         }
     }

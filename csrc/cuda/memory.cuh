@@ -9,6 +9,12 @@ namespace dssnet {
 constexpr int CHUNK = 16;          // bytes: eight channels, the unit in which maps are moved
 constexpr int CHUNK_CHANNELS = 8;
 
+// Item i of a copy of whole pixels: eight lanes take the same chunk of eight neighbouring pixels,
+// which lie in different banks, and a warp still touches whole sectors of global memory.
+__device__ __forceinline__ constexpr int copy_items(int pixels, int chunks) { return (pixels + 7) / 8 * 8 * chunks; }
+__device__ __forceinline__ int copied_chunk(int i, int chunks) { return i / 8 % chunks; }
+__device__ __forceinline__ int copied_pixel(int i, int chunks) { return i / 8 / chunks * 8 + i % 8; }
+
 extern __shared__ __align__(128) u8 shared_memory[];
 
 // Address in the shared window, as instructions on shared memory take it.
@@ -88,9 +94,11 @@ __device__ __forceinline__ void load_b8(u32 (&b)[N], const u8* step, int lane) {
 }
 
 // Packed weights of steps 0, 1, 2, ... held DEPTH steps ahead of their use, so that the latency of
-// the L2 cache hides behind the tensor cores.
+// the L2 cache hides behind the tensor cores. The number of steps is a multiple of DEPTH: use
+// ring[0], refill(0), ring[1], refill(1), ..., ring[LAST], refill(LAST), then advance().
 template <int N, int DEPTH>
 struct Ahead {
+    static constexpr int LAST = DEPTH - 1;
     u32 ring[DEPTH][N][2];
     const u8* next;
     int left;  // steps not yet asked for
@@ -100,13 +108,14 @@ struct Ahead {
         : next(static_cast<const u8*>(weights)), left(steps), lane(lane) {
 #pragma unroll
         for (int slot = 0; slot < DEPTH; ++slot) refill(slot);
+        advance();
     }
     __device__ __forceinline__ void refill(int slot) {
-        if (left > 0) {
-            load_b(ring[slot], next, lane);
-            next += 256 * N;
-            --left;
-        }
+        if (left > 0) load_b(ring[slot], next + slot * 256 * N, lane);
+    }
+    __device__ __forceinline__ void advance() {
+        next += DEPTH * 256 * N;
+        left -= DEPTH;
     }
 };
 
@@ -116,9 +125,7 @@ __device__ __forceinline__ void for_steps(int steps, Step&& step) {
 #pragma unroll 1
     for (int k = 0; k < steps; k += DEPTH) {
 #pragma unroll
-        for (int slot = 0; slot < DEPTH; ++slot) {
-            if (k + slot < steps) step(slot, k + slot);
-        }
+        for (int slot = 0; slot < DEPTH; ++slot) step(slot, k + slot);
     }
 }
 

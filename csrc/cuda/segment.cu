@@ -34,8 +34,10 @@ struct Segment {
 
     __device__ __forceinline__ void load() const {
         constexpr int CHUNKS = HEAD_CHANNELS / CHUNK_CHANNELS;
+        static_assert(Tile::Y_ROWS * Tile::Y_COLUMNS % 8 == 0);
         for (int i = threadIdx.x; i < Tile::Y_ROWS * Tile::Y_COLUMNS * CHUNKS; i += THREADS) {
-            const int chunk = i % CHUNKS, row = i / CHUNKS / Tile::Y_COLUMNS, column = i / CHUNKS % Tile::Y_COLUMNS;
+            const int chunk = copied_chunk(i, CHUNKS), pixel = copied_pixel(i, CHUNKS);
+            const int row = pixel / Tile::Y_COLUMNS, column = pixel % Tile::Y_COLUMNS;
             const bool inside = in_image(row - 2, column - 2);
             const u64 index = (u64(blockIdx.z) * p.height + row0 + row - 2) * p.width + column0 + column - 2;
             copy_chunk_async(second + row * Tile::Y_ROW_BYTES + column * Y_PIXEL + chunk * CHUNK,
@@ -79,6 +81,7 @@ struct Segment {
                         for (int n = 0; n < OUT; ++n) T::mma(sum[m][n], a, b.ring[k][n]);
                     }
                     b.refill(k);
+                    if (k == b.LAST) b.advance();
                 }
             }
         }
