@@ -21,11 +21,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def collect() -> dict[str, object]:
-    """Versions, devices, and for every backend and precision None or why it cannot run."""
+    """Versions, devices, and for every backend and precision None or why it cannot run.
+
+    `cuda` says what the backend of that name has to run with.
+    """
     import torch
 
     import dssnet_fast
     from dssnet_fast import backends
+    from dssnet_fast.backends.cuda import report
     from dssnet_fast.python_ref.config import DSSNetConfig
     from dssnet_fast.python_ref.hardware import CPU_FEATURES, cpu_supports
 
@@ -33,8 +37,11 @@ def collect() -> dict[str, object]:
     devices = {"cpu": {"name": platform.processor() or platform.machine()}}
     devices["cpu"]["features"] = [name for name in CPU_FEATURES if cpu_supports(name)]
     devices["cpu"]["threads"] = torch.get_num_threads()
+    capabilities = {}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
+        if not torch.version.hip:
+            capabilities[f"cuda:{index}"] = 10 * properties.major + properties.minor
         devices[f"cuda:{index}"] = {
             "name": properties.name,
             "compute_capability": f"{properties.major}.{properties.minor}",
@@ -55,6 +62,7 @@ def collect() -> dict[str, object]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": devices,
         "backends": table,
+        "cuda": report.collect(capabilities),
         "auto": {
             "backend": chosen.name,
             "device": str(chosen.device),
@@ -73,6 +81,8 @@ def _version(package: str) -> str | None:
 
 def body(arguments: argparse.Namespace) -> None:
     """Print what `collect` found."""
+    from dssnet_fast.backends.cuda import report
+
     found = collect()
     if arguments.json:
         print(json.dumps(found, indent=2))
@@ -86,6 +96,9 @@ def body(arguments: argparse.Namespace) -> None:
         for backend, reasons in found["backends"][device].items():
             for precision, reason in reasons.items():
                 print(f"  {backend:<8} {precision}  {reason or 'ready'}")
+    print("cuda       what the backend for NVIDIA GPUs finds here")
+    for line in report.lines(found["cuda"]):
+        print(f"  {line}")
     auto = found["auto"]
     print(f"auto       {auto['backend']}, {auto['device']}, {auto['precision']} ({auto['reason']})")
 

@@ -215,7 +215,7 @@ class FastDSSNet(nn.Module):
                 f"got {list(image.shape)}"
             )
         height, width = image.shape[2:]
-        x = F.pad(image.to(self.device), (0, -width % SCALE, 0, -height % SCALE))
+        x = _pad(image.to(self.device), (0, -width % SCALE, 0, -height % SCALE), 0)
         return self._run(x, "logits", height, width).permute(0, 3, 1, 2).to(image.device)
 
     def predict(self, image: Image, output: str = "labels") -> Image:
@@ -239,7 +239,7 @@ class FastDSSNet(nn.Module):
         batch = self._as_batch(image)
         height, width = batch.shape[1:3]
         padding = (0, 0, 0, -width % SCALE, 0, -height % SCALE)
-        x = F.pad(batch.to(self.device), padding, value=128)
+        x = _pad(batch.to(self.device), padding, 128)
         answer = self._run(x, output, height, width)
         if image.ndim < 4:
             answer = answer[0]
@@ -270,8 +270,7 @@ class FastDSSNet(nn.Module):
             if output == "labels":
                 return torch.empty(shape, dtype=torch.uint8, device=padded.device)
             return torch.empty((*shape, self.config.classes), device=padded.device)
-        y = self._backend.fuse(*self._backend.extract(self._backend.downsample(padded)))
-        return self._backend.segment(y, output)[:, :height, :width]
+        return self._backend.infer(padded, output)[:, :height, :width]
 
     def _as_batch(self, image: object) -> Tensor:
         """[B, H, W, in_channels] uint8, or an error that says what to do instead."""
@@ -309,9 +308,16 @@ class FastDSSNet(nn.Module):
     # --- as a module -----------------------------------------------------------------------------
 
     def _use(self, choice: backends.Choice) -> None:
-        self._choice = choice
-        module = backends.module(choice.name)
-        self._backend = module.make(self.folded_weights(), choice.device, choice.precision)
+        weights = self.folded_weights()
+        self._choice, self._backend = backends.start(choice, self._requested_backend, weights)
+
+    def __getstate__(self) -> dict[str, object]:
+        # A backend may hold what cannot be copied; it is made again from the weights.
+        return {name: value for name, value in self.__dict__.items() if name != "_backend"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._use(self._choice)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastDSSNet:
         # What would happen to a tensor of our device and precision says what the caller wants. The
@@ -342,6 +348,11 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
             root.add_module(part, nn.Module())
         root = root._modules[part]
     root.register_buffer(leaf, value)
+
+
+def _pad(x: Tensor, padding: tuple[int, ...], value: int) -> Tensor:
+    # PyTorch copies even where there is nothing to add.
+    return F.pad(x, padding, value=value) if any(padding) else x
 
 
 def _kind(value: object) -> str:

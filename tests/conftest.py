@@ -72,3 +72,14 @@ def golden_folder() -> Path:
     folder = Path(os.environ["DSSNET_FAST_GOLDEN"])
     assert (folder / "released_10blocks_3classes.npz").is_file(), f"{folder} lacks the outputs"
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """Kernels of the CUDA backend as PTX, for the executor."""
+    from ptx.plans import shipped_kernels
+
+    try:
+        shipped_kernels("downsample")
+    except FileNotFoundError as error:
+        pytest.skip(f"no kernel images are installed; {error}")

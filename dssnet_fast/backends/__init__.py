@@ -7,6 +7,7 @@ to be offered. The order is that of preference. Modules are imported when first 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from dssnet_fast.python_ref.config import DSSNetConfig
     from dssnet_fast.weights import FoldedWeights
 
-_MODULES = {"torch": "dssnet_fast.backends.torch_backend"}
+_MODULES = {
+    "cuda": "dssnet_fast.backends.cuda",
+    "torch": "dssnet_fast.backends.torch_backend",
+}
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OUTPUTS = ("labels", "probabilities", "logits")
@@ -32,8 +36,12 @@ class BackendUnavailable(InputError):
 class Backend(Protocol):
     """The four stages on packed weights. Maps are channels last; all calls are thread-safe.
 
-    Activations between the stages have the precision's dtype. H and W are multiples of 8.
+    Activations between the stages have the precision's dtype. H and W are multiples of 8. Nothing
+    that is passed in is changed.
     """
+
+    def infer(self, image: Tensor, output: str) -> Tensor:
+        """All stages at once: what `downsample` takes, what `segment` returns."""
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1.
@@ -76,7 +84,11 @@ class BackendModule(Protocol):
         """What `precision="auto"` means on `device`."""
 
     def make(self, weights: FoldedWeights, device: torch.device, precision: str) -> Backend:
-        """Pack the weights; `why_not` has returned None."""
+        """Pack the weights; `why_not` has returned None.
+
+        Raises:
+            BackendUnavailable: It cannot run after all.
+        """
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,7 @@ def find_device(device: str | torch.device) -> torch.device:
         BackendUnavailable: There is no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -130,11 +142,18 @@ def find_device(device: str | torch.device) -> torch.device:
             raise BackendUnavailable(
                 f"device {str(found)!r} is not available: torch finds {count} CUDA device(s)"
             )
+        if found.index is None:
+            # Weights stay where they are when the caller's current device changes.
+            found = torch.device("cuda", torch.cuda.current_device())
     return found
 
 
 def choose(
-    backend: str, device: str | torch.device, precision: str, config: DSSNetConfig
+    backend: str,
+    device: str | torch.device,
+    precision: str,
+    config: DSSNetConfig,
+    failed: Mapping[str, str] | None = None,
 ) -> Choice:
     """Decide who computes. Only `auto` may fall back; what is named either runs or raises.
 
@@ -143,6 +162,7 @@ def choose(
         device: A torch device or `auto`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         config: The network to run.
+        failed: Backends that have turned out not to run, and why.
 
     Raises:
         BackendUnavailable: With the reason and what is available.
@@ -160,7 +180,7 @@ def choose(
     for name in names() if backend == "auto" else (backend,):
         entry = module(name)
         exact = entry.best_precision(where) if precision == "auto" else precision
-        reason = entry.why_not(where, exact, config)
+        reason = (failed or {}).get(name) or entry.why_not(where, exact, config)
         if reason is None:
             best = "best available" if backend == "auto" else "named by the caller"
             return Choice(name, where, exact, "; ".join(reasons) or best)
@@ -168,3 +188,30 @@ def choose(
     able = available(where, config)
     options = "; ".join(f"{name} ({', '.join(p)})" for name, p in able.items()) or "nothing"
     raise BackendUnavailable(f"{'; '.join(reasons)}; available on {where}: {options}")
+
+
+def start(choice: Choice, requested: str, weights: FoldedWeights) -> tuple[Choice, Backend]:
+    """Pack the weights for the chosen backend, or for the next where `auto` was asked for.
+
+    Args:
+        choice: What `choose` returned, here or, for a network that was saved, elsewhere.
+        requested: The backend that was asked for.
+        weights: The network.
+
+    Returns:
+        The choice that held, and its backend.
+
+    Raises:
+        BackendUnavailable: Nothing that was asked for can run.
+    """
+    failed: dict[str, str] = {}
+    while True:
+        entry = module(choice.name)
+        reason = entry.why_not(choice.device, choice.precision, weights.config)
+        if reason is None:
+            try:
+                return choice, entry.make(weights, choice.device, choice.precision)
+            except BackendUnavailable as error:
+                reason = str(error)
+        failed[choice.name] = reason
+        choice = choose(requested, choice.device, choice.precision, weights.config, failed)

@@ -78,6 +78,10 @@ class TorchBackend:
     def _activate(self, name: str, x: Tensor) -> Tensor:
         return F.leaky_relu_(x, self._slopes[name])
 
+    def infer(self, image: Tensor, output: str) -> Tensor:
+        """All stages."""
+        return self.segment(self.fuse(*self.extract(self.downsample(image))), output)
+
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
         if image.dtype == torch.uint8:

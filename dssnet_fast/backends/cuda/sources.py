@@ -1,0 +1,61 @@
+"""The C++ and CUDA sources as files, and what is made of them: names, options, digests.
+
+`setup.py` runs this file by its path, before there is a package to import it from, so it knows
+nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+KERNELS = Path("csrc", "cuda")  # below the package's folder where installed, the root's elsewhere
+IMAGES = Path("backends", "cuda", "images")  # below the package's folder
+MANIFEST = "manifest.json"  # in IMAGES: what was built, from what, and why not the rest
+
+# Compute capabilities, 10 * major + minor, that images are built for. Devices between them take
+# the nearest lower one of their major; later ones take the PTX.
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+PTX_ARCHITECTURE = 80
+
+# Of nvcc and NVRTC. Those before it mistake arrays that lambdas capture for pointers.
+OLDEST_COMPILER = (12, 4)
+
+NVCC_OPTIONS = ("-std=c++17",)
+# nvcc takes lambdas in kernels for device code by itself, as newer versions of NVRTC do.
+NVRTC_OPTIONS = (*NVCC_OPTIONS, "--device-as-default-execution-space")
+
+
+def kernel_files(kernels: Path) -> list[Path]:
+    """Translation units and headers in the folder `csrc/cuda`."""
+    return sorted(p for p in kernels.iterdir() if p.suffix in (".cu", ".cuh", ".h"))
+
+
+def modules(kernels: Path) -> list[str]:
+    """Names of the translation units in the folder `csrc/cuda`: each becomes one kernel image."""
+    return [path.stem for path in kernel_files(kernels) if path.suffix == ".cu"]
+
+
+def extension_files(csrc: Path) -> list[Path]:
+    """What the extension is compiled from: its sources and headers, those of `csrc/cuda` too.
+
+    There `.h` is for host and device, `.cuh` for the device alone.
+    """
+    folders = [csrc, csrc / "plan", csrc / "runtime", csrc / "cuda"]
+    return sorted(
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.suffix in (".cpp", ".h")
+    )
+
+
+def digest(files: list[Path], root: Path) -> str:
+    """SHA-256 of the names below `root` and the contents of `files`, hexadecimal."""
+    state = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        state.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        state.update(content)
+    return state.hexdigest()

@@ -1,0 +1,101 @@
+"""Floating-point formats and rounding on arrays.
+
+All functions are elementwise and correctly rounded (round to nearest even). 16-bit floats are
+held as uint16 patterns or as float16. Sources: IEEE 754-2019; PTX ISA 9.7.3-9.7.5 and `cvt`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+F16, F32, F64 = np.float16, np.float32, np.float64
+U16, U32, U64 = np.uint16, np.uint32, np.uint64
+TINY = {np.dtype(F32): F32(2.0**-126), np.dtype(F16): F32(2.0**-14)}
+CANONICAL_NAN = U16(0x7FFF)
+
+
+def half_to_f32(h: np.ndarray) -> np.ndarray:
+    """Float16 patterns -> float32, exact; PyTorch's cast is ten times faster than NumPy's."""
+    return torch.from_numpy(np.ascontiguousarray(h).view(F16)).float().numpy()
+
+
+def bf16_to_f32(b: np.ndarray) -> np.ndarray:
+    """Bfloat16 patterns -> float32, exact."""
+    b = torch.from_numpy(np.ascontiguousarray(b).view(np.int16))
+    return b.view(torch.bfloat16).float().numpy()
+
+
+def to_half(x: np.ndarray) -> np.ndarray:
+    """float32 or float64 -> float16 patterns; NaN -> 0x7FFF."""
+    return canonical(torch.from_numpy(single(x)).half().view(torch.int16), x)
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 or float64 -> bfloat16 patterns; NaN -> 0x7FFF."""
+    return canonical(torch.from_numpy(single(x)).bfloat16().view(torch.int16), x)
+
+
+def canonical(rounded: torch.Tensor, x: np.ndarray) -> np.ndarray:
+    """Int16 patterns -> uint16, with the one NaN that conversions give."""
+    out = rounded.numpy().view(U16)
+    nan = np.isnan(x)
+    return np.where(nan, CANONICAL_NAN, out) if nan.any() else out
+
+
+def single(x: np.ndarray) -> np.ndarray:
+    """float32 as it is; float64 -> float32 rounded to odd, so that a later rounding is exact."""
+    x = np.ascontiguousarray(x)
+    if x.dtype == F32:
+        return x
+    f = x.astype(F32)
+    back = f.astype(F64)
+    inexact = (back != x) & np.isfinite(x)
+    if inexact.any():
+        u = f.view(U32)
+        u -= (inexact & (np.abs(back) > np.abs(x))).astype(U32)
+        u |= inexact.astype(U32)
+    return f
+
+
+def two_sum_error(a: np.ndarray, b: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Rounding error of s = a + b (Knuth)."""
+    t = s - a
+    return (a - (s - t)) + (b - t)
+
+
+def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """float32 fused multiply-add, correctly rounded.
+
+    The product is exact in float64. The float64 sum is rounded a second time to float32; that
+    can only go wrong when it sits exactly half-way between two float32 values, and those lanes
+    are nudged by the sign of the sum's error. (float32-subnormal results keep the double
+    rounding.)
+    """
+    p = a.astype(F64) * b
+    s = p + c
+    tie = (s.view(U64) & U64(0x1FFFFFFF)) == U64(0x10000000)
+    if tie.any():
+        p, s, c = np.broadcast_arrays(p, s, F64(c))
+        s = s.copy()
+        e = two_sum_error(p[tie], c[tie], s[tie])
+        away = np.nextafter(s[tie], np.where(e > 0, np.inf, -np.inf))
+        s[tie] = np.where(e == 0, s[tie], away)
+    return s.astype(F32)
+
+
+def flush(x: np.ndarray) -> np.ndarray:
+    """`.ftz`: subnormals of float32/float16 to zero of the same sign."""
+    small = np.abs(x) < TINY[x.dtype]
+    return np.where(small, np.copysign(x.dtype.type(0), x), x) if small.any() else x
+
+
+def saturate(x: np.ndarray) -> np.ndarray:
+    """`.sat`: clamp to [0, 1], NaN to 0."""
+    t = x.dtype.type
+    return np.where(x > t(0), np.minimum(x, t(1)), t(0))
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """`.relu`: negatives to 0, NaN stays."""
+    return np.where(x > 0, x, np.where(np.isnan(x), x, x.dtype.type(0)))
