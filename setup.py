@@ -118,8 +118,9 @@ def made(
 
 def first_error(failed: Failed) -> str:
     """The first line of a compiler's output that speaks of an error, or its first line."""
-    lines = [line.strip() for line in str(failed).splitlines()[1:] if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    command, *lines = [line.strip() for line in str(failed).splitlines() if line.strip()]
+    said = lines or [f"{command} failed"]
+    return next((line for line in said if "error" in line.lower()), said[0])
 
 
 def probe(command: Sequence[str], suffix: str, program: str) -> None:

@@ -40,8 +40,11 @@ def pair():
 # --- parity --------------------------------------------------------------------------------------
 
 
+EXACT = [name for name in backends.names() if "fp32" in backends.module(name).PRECISIONS]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("backend", backends.names())
+@pytest.mark.parametrize("backend", EXACT)
 def test_whole_network_equals_reference(name, backend):
     network = random_network(CONFIGS[name]).double()
     net = FastDSSNet.from_reference(network, backend=backend, precision="fp32")
@@ -253,6 +256,68 @@ def test_auto_says_what_it_chose(pair, caplog):
     assert net.precision == "fp32"
     assert repr(net) in caplog.text
     assert "backend=torch" in repr(net)
+
+
+class Flawed:
+    """A backend that finds nothing in its way and then cannot be made."""
+
+    PRECISIONS = ("fp32", "bf16")
+    made = 0
+
+    def why_not(self, device, precision, config):
+        return None
+
+    def best_precision(self, device):
+        return "bf16"
+
+    def make(self, weights, device, precision):
+        self.made += 1
+        raise BackendUnavailable("the driver takes none of the kernels")
+
+
+def test_auto_goes_on_where_a_backend_turns_out_not_to_run(pair, monkeypatch):
+    network, _ = pair
+    flawed, modules = Flawed(), backends.module
+    monkeypatch.setattr(backends, "module", lambda n: flawed if n == "cuda" else modules(n))
+    net = FastDSSNet.from_reference(network, device="cpu")
+    assert (net.backend_name, net.precision, flawed.made) == ("torch", "bf16", 1)
+    assert "cuda: the driver takes none of the kernels" in repr(net)
+    net.float()
+    assert (net.backend_name, net.precision, flawed.made) == ("torch", "fp32", 2)
+    with pytest.raises(BackendUnavailable, match=r"none of the kernels; available on cpu: torch"):
+        FastDSSNet.from_reference(network, device="cpu", backend="cuda")
+
+
+def test_a_saved_network_chooses_again_where_its_backend_is_not(pair, monkeypatch):
+    network, _ = pair
+    modules = backends.module
+
+    class Able(Flawed):
+        def make(self, weights, device, precision):
+            return modules("torch").make(weights, device, precision)
+
+    monkeypatch.setattr(backends, "module", lambda n: Able() if n == "cuda" else modules(n))
+    net = FastDSSNet.from_reference(network, device="cpu")
+    assert net.backend_name == "cuda"
+    saved = pickle.dumps(net)
+    named = pickle.dumps(FastDSSNet.from_reference(network, device="cpu", backend="cuda"))
+    monkeypatch.undo()
+    image = noise(16, 24, 3)
+    again = pickle.loads(saved)
+    assert (again.backend_name, again.precision) == ("torch", "bf16")
+    assert np.array_equal(again.predict(image), net.predict(image))
+    with pytest.raises(BackendUnavailable, match="cuda: needs an NVIDIA GPU"):
+        pickle.loads(named)
+
+
+def test_a_backend_that_cannot_be_copied_does_not_keep_networks_from_it(pair):
+    net = FastDSSNet.from_reference(pair[0], device="cpu")
+    net._backend.lock = threading.Lock()
+    image = noise(16, 24, 3)
+    expected = net.predict(image, output="logits")
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert twin._backend is not net._backend
+        assert np.array_equal(twin.predict(image, output="logits"), expected)
 
 
 # --- as a module ---------------------------------------------------------------------------------

@@ -32,6 +32,35 @@ struct Wneck {
         return (u64(blockIdx.z) * p.height + row0 + row) * p.width + column0 + column;
     }
 
+    // --- streams of packed weights ---
+    // They do not wait for anybody: each is begun before the barrier in front of its product, so
+    // that its first steps arrive meanwhile. Warps without work ask for none.
+
+    static constexpr int RESTORE_TILES = RELEASED ? 3 : 2, EXPAND_TILES = 4, SQUEEZE_TILES = 9;
+    static constexpr int RESTORE_CELL_TILES = round_up(Tile::X_CELLS, 16) / 16;
+    using RestoreWeights = Ahead<RESTORE_TILES, RELEASED ? 2 : 1>;
+    using ExpandWeights = Ahead<EXPAND_TILES, RELEASED ? 3 : 1>;
+    using SqueezeWeights = Ahead<SQUEEZE_TILES, RELEASED ? 2 : 1>;
+
+    __device__ __forceinline__ int restore_units() const { return RESTORE_CELL_TILES * (features / (8 * RESTORE_TILES)); }
+
+    __device__ __forceinline__ RestoreWeights restore_weights(int unit) const {
+        const int steps = 9 * u_channels / 16, n0 = unit / RESTORE_CELL_TILES * RESTORE_TILES;
+        return {static_cast<const u8*>(p.restore) + n0 * steps * 256, unit < restore_units() ? steps : 0, lane};
+    }
+    template <int SIDE>
+    __device__ __forceinline__ ExpandWeights expand_weights(int n0) const {
+        const int steps = SIDE * SIDE * features / 16;
+        const u8* weights = static_cast<const u8*>(SIDE == 1 ? p.expand1 : p.expand3);
+        return {weights + n0 / 8 * steps * 256, n0 < expanded ? steps : 0, lane};
+    }
+    __device__ __forceinline__ SqueezeWeights squeeze_weights(int tile) const {
+        const int steps = 2 * expanded / 16;
+        return {static_cast<const u8*>(p.squeeze) + tile * steps * SQUEEZE_TILES * 256, tile < squeezed / 8 ? steps : 0, lane};
+    }
+
+    // --- loading ---
+
     // x with a ring of one cell.
     __device__ __forceinline__ void load_x() const {
         const int chunks = features / CHUNK_CHANNELS;
@@ -107,12 +136,15 @@ struct Wneck {
         }
     }
 
+    // --- products ---
+
     // x += conv(u) + bias, for the tile and a ring of one cell; zero outside the image, as the
     // expanding convolution pads.
-    __device__ __forceinline__ void restore() const {
-        constexpr int N = RELEASED ? 3 : 2, TILES = round_up(Tile::X_CELLS, 16) / 16;
+    __device__ __forceinline__ void restore(RestoreWeights b) const {
+        constexpr int N = RESTORE_TILES, TILES = RESTORE_CELL_TILES;
         const int steps = u_channels / 16;
-        for (int unit = warp; unit < TILES * (features / (8 * N)); unit += WARPS) {
+        for (int unit = warp; unit < restore_units(); unit += WARPS) {
+            if (unit != warp) b = restore_weights(unit);
             const int cell0 = unit % TILES * 16, n0 = unit / TILES * N;
             const int mine = cell0 + lane % 16 < Tile::X_CELLS ? cell0 + lane % 16 : Tile::X_CELLS - 1;
             const u32 at = second + mine / Tile::X_COLUMNS * u_row + mine % Tile::X_COLUMNS * u_pixel + lane / 16 * CHUNK;
@@ -122,7 +154,6 @@ struct Wneck {
                 const float2 bias = load_float2(p.restore_bias + 8 * (n0 + n) + 2 * quad);
                 sum[n][0] = sum[n][2] = bias.x, sum[n][1] = sum[n][3] = bias.y;
             }
-            Ahead<N, RELEASED ? 2 : 1> b(static_cast<const u8*>(p.restore) + n0 * 9 * steps * 256, 9 * steps, lane);
 #pragma unroll 1
             for (int tap_row = 0; tap_row < 3; ++tap_row) {
 #pragma unroll
@@ -171,12 +202,14 @@ struct Wneck {
         }
     }
 
-    // z[channel0 ...] = PReLU(conv(x)) for 32 channels and half of the cells: the 1x1 branch
+    // z[n0 ...] = PReLU(conv(x)) for 32 channels and half of the cells: the 1x1 branch
     // (SIDE = 1) or the 3x3 branch (SIDE = 3). Zero outside the image, as the squeezing
     // convolution pads.
     template <int SIDE>
-    __device__ __forceinline__ void expand(const void* weights, const float* biases, int n0, int channel0) const {
-        constexpr int N = 4, M = Tile::CELLS / 16 / CELL_WARPS, D = RELEASED ? 3 : 1;
+    __device__ __forceinline__ void expand(ExpandWeights b, int n0) const {
+        if (n0 >= expanded) return;
+        constexpr int N = EXPAND_TILES, M = Tile::CELLS / 16 / CELL_WARPS;
+        const int channel0 = SIDE == 1 ? n0 : expanded + n0;
         constexpr int ROWS_A_TILE = 16 / Tile::COLUMNS;
         const float slope = *p.slope;
         const int steps = features / 16, cell0 = warp % CELL_WARPS * M * 16;
@@ -186,13 +219,12 @@ struct Wneck {
         float sum[M][N][4];
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-            const float2 bias = load_float2(biases + n0 + 8 * n + 2 * quad);
+            const float2 bias = load_float2(p.expand_bias + channel0 + 8 * n + 2 * quad);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 sum[m][n][0] = sum[m][n][2] = bias.x, sum[m][n][1] = sum[m][n][3] = bias.y;
             }
         }
-        Ahead<N, D> b(static_cast<const u8*>(weights) + n0 / 8 * SIDE * SIDE * steps * 256, SIDE * SIDE * steps, lane);
 #pragma unroll 1
         for (int tap_row = 0; tap_row < SIDE; ++tap_row) {
 #pragma unroll 1
@@ -232,8 +264,9 @@ struct Wneck {
     // Partial sums of 8 squeezed channels. An expanded cell contributes to nine cells; nine tiles
     // of accumulators hold the nine products, which are then added up where they belong, one tap
     // after another so that no two lanes meet in a cell.
-    __device__ __forceinline__ void squeeze(int tile) const {
-        constexpr int N = 9, M = Tile::CELLS / 16 / CELL_WARPS, D = RELEASED ? 2 : 1;
+    __device__ __forceinline__ void squeeze(SqueezeWeights b, int tile) const {
+        if (tile >= squeezed / 8) return;
+        constexpr int N = SQUEEZE_TILES, M = Tile::CELLS / 16 / CELL_WARPS;
         const int steps = 2 * expanded / 16, cell0 = warp % CELL_WARPS * M * 16;
         const u32 sums = first + tile * Tile::SUM_BYTES;
         const u32 at = second + (cell0 + lane % 16) * z_pixel + lane / 16 * CHUNK;
@@ -241,8 +274,7 @@ struct Wneck {
             store_shared16(sums + i * 16, make_uint4(0, 0, 0, 0));
         }
         float sum[M][N][4] = {};
-        Ahead<N, D> b(static_cast<const u8*>(p.squeeze) + tile * steps * N * 256, steps, lane);
-        for_steps<D>(steps, [&](int slot, int k) {
+        for_steps<SqueezeWeights::LAST + 1>(steps, [&](int slot, int k) {
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 u32 a[4];
@@ -289,24 +321,35 @@ struct Wneck {
     }
 
     __device__ __forceinline__ void run() const {
+        const int part = warp / CELL_WARPS;
         if (p.x_in) {
             load_x();
             load_sums();
         } else {
             load_map();
         }
+        const RestoreWeights to_restore = restore_weights(warp);
         wait_for_copies();
         __syncthreads();
-        restore();
+        restore(to_restore);
+        if (p.restore_only) {
+            __syncthreads();
+            write_x();
+            return;
+        }
+        const ExpandWeights to_expand1 = expand_weights<1>(32 * part), to_expand3 = expand_weights<3>(32 * part);
         __syncthreads();
         write_x();
-        if (p.restore_only) return;
-        for (int n0 = 32 * (warp / CELL_WARPS); n0 < expanded; n0 += 32 * OUTPUT_WARPS) {
-            expand<1>(p.expand1, p.expand_bias, n0, n0);
-            expand<3>(p.expand3, p.expand_bias + expanded, n0, expanded + n0);
+        expand<1>(to_expand1, 32 * part);
+        expand<3>(to_expand3, 32 * part);
+        for (int n0 = 32 * (part + OUTPUT_WARPS); n0 < expanded; n0 += 32 * OUTPUT_WARPS) {
+            expand<1>(expand_weights<1>(n0), n0);
+            expand<3>(expand_weights<3>(n0), n0);
         }
+        const SqueezeWeights to_squeeze = squeeze_weights(part);
         __syncthreads();
-        for (int tile = warp / CELL_WARPS; tile < squeezed / 8; tile += OUTPUT_WARPS) squeeze(tile);
+        squeeze(to_squeeze, part);
+        for (int tile = part + OUTPUT_WARPS; tile < squeezed / 8; tile += OUTPUT_WARPS) squeeze(squeeze_weights(tile), tile);
         __syncthreads();
         write_sums();
     }

@@ -15,7 +15,8 @@ template <class T, int N>
 struct Segment {
     using Tile = SegmentTile;
     static constexpr int Y_PIXEL = pixel_bytes(HEAD_CHANNELS), N_PIXEL = pixel_bytes(TAIL_CHANNELS);
-    static constexpr int Y_STEPS = HEAD_CHANNELS / 16;
+    static constexpr int Y_STEPS = HEAD_CHANNELS / 16, OUT = TAIL_CHANNELS / 8;
+    using NarrowWeights = Ahead<OUT, Y_STEPS>;
     static constexpr int TAP_BYTES = N * (256 + 128);  // of packed weights: k = 16 and k = 8
 
     const SegmentParams& p;
@@ -46,8 +47,8 @@ struct Segment {
     }
 
     // PReLU(conv(y)) for the tile and a ring of one pixel; zero outside the image.
-    __device__ __forceinline__ void narrow() const {
-        constexpr int TILES = round_up(Tile::N_PIXELS, 16) / 16, M = (TILES + WARPS - 1) / WARPS, OUT = TAIL_CHANNELS / 8;
+    __device__ __forceinline__ void narrow(NarrowWeights b) const {
+        constexpr int TILES = round_up(Tile::N_PIXELS, 16) / 16, M = (TILES + WARPS - 1) / WARPS;
         if (warp * M >= TILES) return;
         const float slope = *p.slope;
         u32 at[M];
@@ -66,7 +67,6 @@ struct Segment {
                 sum[m][n][0] = sum[m][n][2] = bias.x, sum[m][n][1] = sum[m][n][3] = bias.y;
             }
         }
-        Ahead<OUT, Y_STEPS> b(p.narrow, 9 * Y_STEPS, lane);
 #pragma unroll 1
         for (int tap_row = 0; tap_row < 3; ++tap_row) {
 #pragma unroll
@@ -243,9 +243,10 @@ struct Segment {
     __device__ __forceinline__ void run() const {
         static_assert(2 * Tile::COLUMNS * 2 * Tile::ROWS == 4 * THREADS && Tile::COLUMNS == 16 && Tile::ROWS == 2 * WARPS);
         load();
+        const NarrowWeights to_narrow(p.narrow, 9 * Y_STEPS, lane);
         wait_for_copies();
         __syncthreads();
-        narrow();
+        narrow(to_narrow);
         __syncthreads();
         float sum[2][N][4];
         if (N == 1 && p.form == LABELS) {

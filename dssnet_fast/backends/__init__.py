@@ -185,7 +185,7 @@ def choose(
             best = "best available" if backend == "auto" else "named by the caller"
             return Choice(name, where, exact, "; ".join(reasons) or best)
         reasons.append(f"{name}: {reason}")
-    able = available(where, config)
+    able = {n: p for n, p in available(where, config).items() if n not in (failed or {})}
     options = "; ".join(f"{name} ({', '.join(p)})" for name, p in able.items()) or "nothing"
     raise BackendUnavailable(f"{'; '.join(reasons)}; available on {where}: {options}")
 

@@ -98,6 +98,11 @@ struct Exec {
     std::map<uint64_t, Work> work;
 };
 
+struct Thread {
+    std::vector<uint64_t> stack;  // of current contexts
+    int capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+};
+
 struct Failure {
     std::string call;
     int result;
@@ -134,6 +139,7 @@ struct Books {
     pid_t process = 0;  // that called cuInit
     uint64_t next = 0x1000;
     uint64_t next_address = 0x7f0000000000;
+    std::map<std::thread::id, Thread> threads;
     std::map<uint64_t, Object> objects;
     std::map<uint64_t, Context> contexts;
     std::map<uint64_t, Module> modules;
@@ -159,8 +165,8 @@ Books& books() {
     return *kept;
 }
 
-thread_local std::vector<uint64_t> stack;  // of current contexts
-thread_local int capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+// Not thread_local: a thread that ends with a context still current must show.
+Thread& this_thread() { return books().threads[std::this_thread::get_id()]; }
 
 int device_count() { return environment("STAND_IN_DEVICES", 1); }
 
@@ -266,30 +272,30 @@ class Call {
 
     // The current context; null, and a failure, where there is none or it is dead.
     Context* current() {
-        if (stack.empty()) {
+        if (this_thread().stack.empty()) {
             fail("no context is current", CUDA_ERROR_INVALID_CONTEXT);
             return nullptr;
         }
-        if (!valid(handle<CUcontext>(stack.back()), Kind::context)) return nullptr;
-        Context& context = books().contexts.at(stack.back());
+        if (!valid(handle<CUcontext>(this_thread().stack.back()), Kind::context)) return nullptr;
+        Context& context = books().contexts.at(this_thread().stack.back());
         if (context.fault != 0) result = context.fault;
         return context.fault == 0 ? &context : nullptr;
     }
 
     bool of_current(uint64_t context) {
-        if (context == stack.back()) return true;
+        if (context == this_thread().stack.back()) return true;
         fail("another context is current", CUDA_ERROR_INVALID_CONTEXT);
         return false;
     }
 
     // Whether stream capture forbids the call to this thread.
     bool unsafe_now() {
-        if (capture_mode == CU_STREAM_CAPTURE_MODE_RELAXED) return false;
+        if (this_thread().capture_mode == CU_STREAM_CAPTURE_MODE_RELAXED) return false;
         for (auto& [id, stream] : books().streams) {
             if (!stream.capturing || stream.mode == CU_STREAM_CAPTURE_MODE_RELAXED) continue;
             const bool mine = stream.thread == std::this_thread::get_id();
             if (!mine && (stream.mode != CU_STREAM_CAPTURE_MODE_GLOBAL ||
-                          capture_mode != CU_STREAM_CAPTURE_MODE_GLOBAL))
+                          this_thread().capture_mode != CU_STREAM_CAPTURE_MODE_GLOBAL))
                 continue;
             invalidate(stream);
             fail("not safe while a stream is captured", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
@@ -332,7 +338,7 @@ class Call {
 
     bool judge_addresses(const Work& work) {
         const Function& known = books().functions.at(work.function);
-        const int device = books().contexts.at(stack.back()).device;
+        const int device = books().contexts.at(this_thread().stack.back()).device;
         for (size_t offset : known.kernel.pointers) {
             uint64_t address;
             std::memcpy(&address, work.parameters.data() + offset, sizeof address);
@@ -353,9 +359,8 @@ class Call {
     // The stream's books, made for the null stream; null, and a failure, if it is not valid.
     Stream* stream(CUstream which) {
         if (which == nullptr) {
-            static thread_local Stream null;
-            null = Stream{stack.back()};
-            return &null;
+            null_ = Stream{this_thread().stack.back()};
+            return &null_;
         }
         if (!valid(which, Kind::stream)) return nullptr;
         Stream& found = books().streams.at(number(which));
@@ -370,6 +375,7 @@ class Call {
     std::string name_;
     uint64_t graph_;
     std::unique_lock<std::mutex> lock_;
+    Stream null_{0};
 };
 
 void record(const char* how, const Work& work, const Context& context, CUstream stream) {
@@ -468,9 +474,14 @@ EXPORT const char* stand_in_report() {
     for (Kind kind : {Kind::module, Kind::graph, Kind::exec})
         counts.push_back(quoted(kind_names[static_cast<int>(kind)]) + ":" +
                          std::to_string(live[kind]));
+    size_t depth = 0;
+    int mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+    for (const auto& [id, thread] : b.threads) {
+        depth += thread.stack.size();
+        mode = std::max(mode, thread.capture_mode);
+    }
     text = "{\"retained\":{" + joined(retained) + "},\"live\":{" + joined(counts) +
-           "},\"stack\":" + std::to_string(stack.size()) +
-           ",\"capture_mode\":" + std::to_string(capture_mode) +
+           "},\"stack\":" + std::to_string(depth) + ",\"capture_mode\":" + std::to_string(mode) +
            ",\"invalidated_captures\":" + std::to_string(b.invalidated_captures) +
            ",\"violations\":[" + joined(b.violations) + "],\"launches\":[" + joined(b.launches) +
            "],\"order\":[" + joined(b.order) + "]}";
@@ -577,21 +588,22 @@ EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
 EXPORT CUresult cuCtxPushCurrent_v2(CUcontext context) {
     BEGIN("cuCtxPushCurrent_v2");
     if (!call.valid(context, Kind::context)) return call.failed();
-    stack.push_back(number(context));
+    this_thread().stack.push_back(number(context));
     return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* context) {
     BEGIN("cuCtxPopCurrent_v2");
-    if (stack.empty()) return call.fail("no context is current", CUDA_ERROR_INVALID_CONTEXT);
-    if (context != nullptr) *context = handle<CUcontext>(stack.back());
-    stack.pop_back();
+    if (this_thread().stack.empty())
+        return call.fail("no context is current", CUDA_ERROR_INVALID_CONTEXT);
+    if (context != nullptr) *context = handle<CUcontext>(this_thread().stack.back());
+    this_thread().stack.pop_back();
     return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuCtxGetCurrent(CUcontext* context) {
     BEGIN("cuCtxGetCurrent");
-    *context = handle<CUcontext>(stack.empty() ? 0 : stack.back());
+    *context = handle<CUcontext>(this_thread().stack.empty() ? 0 : this_thread().stack.back());
     return CUDA_SUCCESS;
 }
 
@@ -600,7 +612,7 @@ EXPORT CUresult cuCtxSynchronize() {
     Context* context = call.current();
     if (context == nullptr || call.unsafe_now()) return call.failed();
     for (auto& [id, stream] : books().streams)
-        if (stream.capturing && stream.context == stack.back()) {
+        if (stream.capturing && stream.context == this_thread().stack.back()) {
             Call::invalidate(stream);
             return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         }
@@ -611,8 +623,8 @@ EXPORT CUresult cuCtxSynchronize() {
 
 EXPORT CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
     BEGIN("cuThreadExchangeStreamCaptureMode");
-    const int before = capture_mode;
-    capture_mode = *mode;
+    const int before = this_thread().capture_mode;
+    this_thread().capture_mode = *mode;
     *mode = static_cast<CUstreamCaptureMode>(before);
     return CUDA_SUCCESS;
 }
@@ -641,7 +653,7 @@ EXPORT CUresult cuStreamCreate(CUstream* stream, unsigned int) {
     BEGIN("cuStreamCreate");
     if (call.current() == nullptr) return call.failed();
     const uint64_t id = create(Kind::stream);
-    books().streams[id] = Stream{stack.back()};
+    books().streams[id] = Stream{this_thread().stack.back()};
     *stream = handle<CUstream>(id);
     return CUDA_SUCCESS;
 }
@@ -717,7 +729,7 @@ EXPORT CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned
         if (options[i] == CU_JIT_ERROR_LOG_BUFFER) log = static_cast<char*>(values[i]);
         if (options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES) log_bytes = number(values[i]);
     }
-    Module made{stack.back(), {}};
+    Module made{this_thread().stack.back(), {}};
     std::string error;
     if (!parse(static_cast<const char*>(image), made, error)) {
         if (log != nullptr && log_bytes != 0) {
@@ -877,7 +889,7 @@ EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, un
     BEGIN("cuGraphInstantiateWithFlags", number(graph));
     if (call.current() == nullptr || call.unsafe_now() || !call.valid(graph, Kind::graph))
         return call.failed();
-    Exec made{number(graph), stack.back(), {}, {}};
+    Exec made{number(graph), this_thread().stack.back(), {}, {}};
     // Of the nodes that may run next, the one added last runs first: a missing dependency shows.
     const auto& nodes = books().graphs.at(number(graph));
     std::set<uint64_t> done;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,25 +27,30 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODULES = sources.modules(ROOT / "csrc" / "cuda")
 IMAGES = Path("dssnet_fast") / sources.IMAGES
 
-# A compiler that writes its command where the compiled code would be. It refuses any source with
-# the line "#error", warns of any with "warn", and says what else `traits` makes it say.
-SCRIPT = """#!{python}
-import json, os, sys
-traits = json.loads({traits!r})
-arguments = sys.argv[1:]
-if "--version" in arguments or "--list-gpu-code" in arguments:
-    print(traits.get("architectures" if "--list-gpu-code" in arguments else "version", ""))
-    sys.exit(traits.get("exit", 0))
-with open({log!r}, "a") as log:
-    log.write(json.dumps([{name!r}, *arguments]) + "\\n")
-inputs = [a for a in arguments if os.path.isfile(a) and not a.endswith(".o")]
-text = "".join(open(path).read() for path in inputs)
-if traits.get("broken") or "#error" in text:
-    sys.exit("source.cpp:1: error: " + traits.get("broken", "#error"))
-if "warn" in text and "probe" not in inputs[0]:
-    print("warning: spilled")
-with open(arguments[arguments.index("-o") + 1], "w") as output:
-    output.write({name!r} + " " + " ".join(map(os.path.basename, arguments)))
+# A compiler that writes its command where the compiled code would be. It refuses sources with the
+# line "#error", warns of those with the line "// warn", and has more `traits`.
+SCRIPT = """#!/bin/sh
+{traits}
+case " $* " in
+    *" --version "*) echo "$version"; exit $exit ;;
+    *" --list-gpu-code "*) echo "$architectures"; exit $exit ;;
+esac
+echo "{name} $*" >> "{log}"
+source=/dev/null
+words="{name}"
+for argument; do
+    case $argument in *.cpp | *.cu) source=$argument ;; esac
+    case $previous in -o) output=$argument ;; *) words="$words ${{argument##*/}}" ;; esac
+    previous=$argument
+done
+if [ -n "$broken" ]; then echo "source.cpp:1: error: $broken"; exit 1; fi
+while read -r line; do
+    case $line in
+        "#error") echo "source.cpp:1: error: #error"; exit 1 ;;
+        "// warn") echo "warning: spilled" ;;
+    esac
+done < "$source"
+echo "$words" > "$output"
 """
 NVCC = {
     "version": "Cuda compilation tools, release 13.0, V13.0.88",
@@ -68,12 +74,12 @@ class Tree:
         self.add("nvcc", **NVCC)
         self.add("ptxas")
 
-    def add(self, name: str, **traits: object) -> None:
+    def add(self, name: str, version="", architectures="", exit=0, broken="") -> None:
+        traits = {"version": version, "architectures": architectures, "broken": broken}
+        lines = [f"{key}={shlex.quote(value)}" for key, value in traits.items()]
         tool = self.tools / name
         tool.write_text(
-            SCRIPT.format(
-                python=sys.executable, traits=json.dumps(traits), log=str(self.log), name=name
-            )
+            SCRIPT.format(traits="\n".join([*lines, f"exit={exit}"]), log=self.log, name=name)
         )
         tool.chmod(0o755)
 
@@ -112,8 +118,7 @@ class Tree:
         """Tools that compiled something other than a probe since this was last asked."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
-        commands = [json.loads(line) for line in lines]
-        return [c[0] for c in commands if not any("probe" in argument for argument in c)]
+        return [line.split()[0] for line in lines if "/probe." not in line]
 
 
 @pytest.fixture
@@ -227,7 +232,7 @@ def test_a_named_compiler_is_the_only_one(tree):
     [
         (lambda tree: tree.remove("nvcc"), "no nvcc"),
         (lambda tree: tree.remove("ptxas"), "no ptxas beside nvcc"),
-        (lambda tree: tree.add("nvcc", exit=1), "nvcc cannot compile: "),
+        (lambda tree: tree.add("nvcc", exit=1), "/nvcc --version failed"),
         (
             lambda tree: tree.add("nvcc", **NVCC, broken="unsupported GNU version"),
             "nvcc cannot compile: source.cpp:1: error: unsupported GNU version",
@@ -504,3 +509,116 @@ def test_the_extension_is_loaded_under_its_name(native):
 
     assert _native is native is dssnet_fast._native
     assert native.__name__ == "dssnet_fast._native"
+
+
+# --- pip and the compilers that are here ---------------------------------------------------------
+
+
+class Environment:
+    """A virtual environment that sees the packages here, all but this one, and what pip puts in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        self.site = Path(
+            self.output("-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+        )
+        # Folders named in a .pth file come last, and their own .pth files (those of editable
+        # installs) do not count.
+        packages = [entry for entry in sys.path if Path(entry).name == "site-packages"]
+        (self.site / "here.pth").write_text("\n".join(packages))
+
+    def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        python = self.folder / "bin" / "python"
+        return subprocess.run([python, *arguments], capture_output=True, text=True, **options)
+
+    def output(self, *arguments: str, **options) -> str:
+        done = self.run(*arguments, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+
+LOAD = (
+    "from dssnet_fast.backends.cuda import native\n"
+    "print(native.problem() or native.module().__file__)"
+)
+SITUATIONS = {
+    "nvcc": ("c++", "nvcc"),
+    "no nvcc": ("c++",),
+    "no g++": (),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("situation", "editable"), [("nvcc", False), ("no nvcc", True), ("no g++", False)]
+)
+def test_pip_installs_a_package_that_works(tree, tmp_path, situation, editable):
+    path = os.environ["PATH"].split(os.pathsep)
+    if situation == "no nvcc":
+        path = [folder for folder in path if not Path(folder, "nvcc").exists()]
+    elif situation == "no g++":
+        path = []
+    for tool in SITUATIONS[situation]:
+        if shutil.which(tool, path=os.pathsep.join(path)) is None:
+            pytest.skip(f"{tool} is not here, or not without nvcc")
+    shutil.copytree(ROOT / "dssnet_fast" / "models", tree.root / "dssnet_fast" / "models")
+    # What the installation under test has compiled need not be compiled again.
+    (ROOT / "build" / "compiled").mkdir(parents=True, exist_ok=True)
+    (tree.root / "build").mkdir()
+    (tree.root / "build" / "compiled").symlink_to(ROOT / "build" / "compiled")
+    environment = {
+        **{
+            k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH", "PYTHONPATH")
+        },
+        "PATH": os.pathsep.join(path),
+        "DSSNET_FAST_CUDA_ARCHITECTURES": "80",
+        "DSSNET_FAST_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    made = Environment(tmp_path / "env")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", made.folder / "bin" / "python"]
+        + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        + ["-e"] * editable
+        + [tree.root],
+        env=environment,
+        check=True,
+    )
+
+    # Wherever it is started, it finds what was compiled, or knows why nothing was.
+    for cwd in (tmp_path, tree.root):
+        loaded = made.output("-c", LOAD, cwd=cwd, env=environment)
+        if situation == "no g++":
+            assert loaded == "its extension was not built: no C++ compiler at install"
+        else:
+            home = tree.root if editable else made.site
+            assert loaded == str(home / "dssnet_fast" / f"_native{SUFFIX}")
+    info = made.output("-m", "dssnet_fast.info", cwd=tree.root, env=environment)
+    facts = json.loads(
+        made.output("-m", "dssnet_fast.info", "--json", cwd=tmp_path, env=environment)
+    )["cuda"]
+    assert (
+        facts["images"]["problem"]
+        == {
+            "nvcc": None,
+            "no nvcc": "not built: no nvcc at install",
+            "no g++": "not built: the extension that runs them was not built at install",
+        }[situation]
+    )
+    assert facts["images"]["architectures"] == ([80] if situation == "nvcc" else [])
+    assert facts["extension"]["problem"] == (loaded if situation == "no g++" else None)
+    for part in ("extension", "images", "nvrtc", "driver"):
+        assert facts[part]["problem"] is None or facts[part]["problem"] in info
+    assert ("images     sm_80 and PTX by nvcc" in info) == (situation == "nvcc")
+
+    image = sorted((ROOT / "examples" / "images").iterdir())[0]
+    made.output("-m", "dssnet_fast.segment", image, "--out", "out", cwd=tmp_path, env=environment)
+    assert (tmp_path / "out" / f"{image.stem}_labels.png").is_file()
+    if not editable:
+        assert not list(tree.root.glob("dssnet_fast/_native*"))
+        # The build belongs to the sources it was made from.
+        append(tree.root / "csrc" / "plan" / "plan.h", "// changed")
+        if situation != "no g++":
+            assert "is of other sources" in made.output("-c", LOAD, cwd=tree.root, env=environment)
+            assert "_native" in made.output("-c", LOAD, cwd=tmp_path, env=environment)

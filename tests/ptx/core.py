@@ -19,6 +19,7 @@ from .barriers import Barriers
 from .errors import BarrierError, WarpSyncError
 from .lanes import LaneSet
 from .layout import granule, lay_out
+from .patterns import sites
 from .program import BRANCH, PLAIN, WARP_SYNC, Program
 from .racecheck import RaceChecker
 from .shared_memory import AsyncCopies, LocalMemory, SharedMemory
@@ -41,6 +42,8 @@ class Core:
         everyone: the lanes that exist.
         first_block_lanes: those of the chunk's first block.
         ready, blocked: groups by PC: free to run; waiting for lanes of their warps.
+        fragments: decoded operands of mma, by register names, with the lanes they are of.
+        uniform: registers known to hold the same values in all blocks.
         issued, executed: per instruction, warps and lanes.
     """
 
@@ -56,13 +59,16 @@ class Core:
         self.first_block_lanes = LaneSet(self, np.arange(self.padded))
         self.layout = lay_out(module, function, dynamic_smem)
         self.special_registers()
-        self.shared = SharedMemory(nblocks, self.layout.shared_size)
+        shared_granule = granule(function, "shared", ("ld", "st", "atom", "red", "cp"))
+        self.shared = SharedMemory(nblocks, self.layout.shared_size, shared_granule)
         self.shared_base = (self.block_of * self.shared.stride).astype(np.uint32)
         self.local = LocalMemory(self.lanes, self.layout.local_size)
         self.async_copies = AsyncCopies(self.lanes)
         self.regs = {}
         self.race = None
-        self.fragments = {}  # decoded operands of mma, by register names
+        self.sites = sites()
+        self.fragments = {}
+        self.uniform = set()
         self.program = Program(self)
 
     def special_registers(self) -> None:
@@ -109,9 +115,7 @@ class Core:
         self.count = launch.count
         self.race = None
         if launch.racecheck:
-            plain = granule(self.function, "shared", ("ld", "st", "atom", "red", "cp"))
-            stores = granule(self.function, "global", ("st",))
-            self.race = RaceChecker(self, plain, stores)
+            self.race = RaceChecker(self, granule(self.function, "global", ("st",)))
         self.program.bind(launch)
         n = len(self.program.code)
         self.issued, self.executed = [0] * n, [0] * n
@@ -126,6 +130,7 @@ class Core:
         self.shared.reset()
         self.async_copies.reset()
         self.fragments.clear()
+        self.uniform.clear()
         if self.race:
             self.race.reset()
         self.alive = self.exists.copy()

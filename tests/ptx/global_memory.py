@@ -11,7 +11,7 @@ import numpy as np
 from .counters import BufferTraffic, GlobalTraffic
 from .errors import Misaligned, OutOfBounds, ReadOnlyWrite, UninitialisedRead
 from .lanes import LaneSet
-from .storage import GLOBAL_WINDOW, UNSIGNED, ByteMap, Marks, misaligned
+from .storage import GLOBAL_WINDOW, MARKED, UNSIGNED, ByteMap, Marks, misaligned
 
 SPACING = 1 << 36
 WRITTEN = 1
@@ -25,7 +25,7 @@ class DeviceBuffer:
         base, size, end: address, bytes, address past the last byte.
         host: the caller's array, updated after each launch that wrote here, or None.
         readonly: the device may not write.
-        init: which bytes have been written since the buffer was added, or None if all count.
+        init: which bytes earlier launches have written, or None if all count as written.
         read, written: which bytes this launch has touched, or None.
         writer: which block last wrote each granule in this launch, or None without racecheck.
         traffic: this launch's traffic.
@@ -58,12 +58,15 @@ class DeviceBuffer:
         """Forgets what the last launch did."""
         self.read = self.written = self.writer = None
         self.traffic = BufferTraffic()
-        self.dirty = False
 
-    def download(self) -> None:
-        """Device copy -> host array, if a launch wrote."""
-        if self.host is not None and self.dirty:
+    def finish_launch(self) -> None:
+        """Keeps what the launch wrote: in the host array, and as initialised."""
+        if self.written is None:
+            return
+        if self.host is not None:
             self.host.reshape(-1).view(np.uint8)[:] = self.contents
+        if self.init is not None:
+            self.init.marks |= self.written.marks
 
     def mark_read(self, index: np.ndarray, size: int) -> None:
         """Notes a read of elements of `size` bytes."""
@@ -71,22 +74,28 @@ class DeviceBuffer:
             self.read = Marks(self.size)
         self.read.set(index, size, WRITTEN)
 
-    def mark_written(self, index: np.ndarray, size: int, count: bool) -> None:
+    def mark_written(self, index: np.ndarray, size: int) -> None:
         """Notes a write of elements of `size` bytes."""
-        self.dirty = True
-        if self.init is not None:
-            self.init.set(index, size, WRITTEN)
-        if count:
-            if self.written is None:
-                self.written = Marks(self.size)
-            self.written.set(index, size, WRITTEN)
+        if self.written is None:
+            self.written = Marks(self.size)
+        self.written.set(index, size, WRITTEN)
+
+    def uninitialised(self, index: np.ndarray, size: int) -> int | None:
+        """Position in `index` of an element with a byte that was never written, or None."""
+        if self.init is None:
+            return None
+        k = self.init.unlike(index, size, WRITTEN)
+        if k is None or self.written is None:
+            return k
+        got = self.init.take(index, size) | self.written.take(index, size)
+        return self.init.position(got != MARKED[WRITTEN, got.itemsize], size)
 
     def finish_counting(self) -> None:
         """Enters the distinct bytes and sectors into the traffic."""
         for traffic, touched in ((self.traffic.load, self.read), (self.traffic.store, self.written)):
             if touched is not None:
-                padded = np.zeros((len(touched.bytes) + 31) // 32 * 32, np.uint8)
-                padded[: len(touched.bytes)] = touched.bytes
+                padded = np.zeros((len(touched.marks) + 31) // 32 * 32, np.uint8)
+                padded[: len(touched.marks)] = touched.marks
                 traffic.unique_bytes = int(np.count_nonzero(padded))
                 words = padded.view(np.uint64).reshape(-1, 4)
                 words = words[:, 0] | words[:, 1] | words[:, 2] | words[:, 3]
@@ -221,17 +230,17 @@ class DeviceMemory:
 
     def check_init(self, core, ins, sel, b, index, at, size):
         """Faults if an element has a byte that was never written."""
-        k = b.init.unlike(index, size, WRITTEN) if b.init is not None else None
+        k = b.uninitialised(index, size)
         if k is not None:
             message = f"read of {b.name}{int(index[k]) * size:+d} bytes, never written"
             core.fault(UninitialisedRead, message, ins, sel.lane(k if at is None else int(at[k])))
 
-    def load(self, core, ins, sel, addr, size, sectors=None, times=1) -> np.ndarray:
+    def load(self, core, ins, sel, addr, size, times=1, counted=True) -> np.ndarray:
         """Gathers elements of `size` bytes.
 
         Args:
-            sectors: a `Site` that counts them; None: no traffic (constants, parameters).
             times: how many sets of lanes make this access; `sel` is one of them.
+            counted: whether it is traffic, unlike constants and parameters.
 
         Returns:
             UNSIGNED[size], one for each lane of `sel`.
@@ -239,9 +248,9 @@ class DeviceMemory:
         out = None
         for b, index, at in self.resolve(core, ins, sel, addr, size, False):
             self.check_init(core, ins, sel, b, index, at, size)
-            if sectors is not None and core.count:
+            if counted and core.count:
                 b.mark_read(index, size)
-                self.count(core, "load", b, sel, addr, at, size, sectors, times)
+                self.count(core, "load", b, sel, addr, at, size, times)
             v = b.data.take(index, size)
             if at is None:
                 return v
@@ -250,30 +259,30 @@ class DeviceMemory:
             out[at] = v
         return out
 
-    def store(self, core, ins, sel, addr, size, values, sectors) -> None:
+    def store(self, core, ins, sel, addr, size, values) -> None:
         """Scatters elements of `size` bytes: an array of UNSIGNED[size], or one for all."""
         for b, index, at in self.resolve(core, ins, sel, addr, size, True):
             v = values if at is None or len(values) == 1 else values[at]
             if core.race:
                 core.race.global_write(ins, sel, b, index, at, size, v)
             b.data.view[size][index] = v
-            b.mark_written(index, size, core.count)
+            b.mark_written(index, size)
             if core.count:
-                self.count(core, "store", b, sel, addr, at, size, sectors)
+                self.count(core, "store", b, sel, addr, at, size)
 
     @staticmethod
-    def count(core, direction, b, sel, addr, at, size, sectors, times=1):
+    def count(core, direction, b, sel, addr, at, size, times=1):
         """Accounts one access, or its part in buffer `b`."""
         total: GlobalTraffic = getattr(core.counters, "global_" + direction)
         traffic: GlobalTraffic = getattr(b.traffic, direction)
         if at is None:
             total.requests += sel.nwarps * times
-            found = sectors(sel, addr)
+            found = core.sites["global"](sel, addr)
         else:
             if at[0] == 0:  # the part with the first lane enters the request into the total
                 total.requests += sel.nwarps * times
             sel, addr = LaneSet(core, sel.lanes()[at]), addr[at]
-            found = sectors.count(sel, addr)
+            found = core.sites["global"].count(sel, addr)
         traffic.requests += sel.nwarps * times
         traffic.bytes += sel.n * size * times
         traffic.sectors += found * times

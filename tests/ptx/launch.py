@@ -154,11 +154,12 @@ def run(
         )
         launch.grid = grid
         run_chunks(exe, launch, kernel, block, dynamic_smem, lanes)
-        collect_traffic(launch)
+        if count:
+            collect_traffic(launch)
         return Result(launch.counters)
     finally:
         for b in memory.buffers:
-            b.download()
+            b.finish_launch()
         memory.truncate(persistent)
 
 

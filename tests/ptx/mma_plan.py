@@ -10,16 +10,14 @@ so that a whole group accumulates in one addition, and each register is a stride
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .flow import basic_blocks
 from .lanes import LaneSet
 from .syntax import Function, Instruction, Reg, Vec, read, registers, written
 
 GROUP = 4
 WINDOW = 400  # instructions searched for further members of a group
-ENDS_BLOCK = {"bra", "brx", "call", "ret", "exit", "bar", "barrier", "trap"}
-WARP_SYNC = {"mma", "ldmatrix", "stmatrix", "shfl", "vote", "redux"}
 
 
 @dataclass
@@ -36,20 +34,6 @@ class Group:
     reuse_a: bool = False
     reuse_b: bool = False
     done: LaneSet | None = None
-
-
-def basic_blocks(f: Function) -> Iterator[range]:
-    """Stretches of code that lanes run from first to last without joining, parting, waiting."""
-    labels = set(f.labels.values())
-    start = 0
-    for k, ins in enumerate(f.code):
-        if k in labels:
-            yield range(start, k)
-            start = k
-        if ins.name in ENDS_BLOCK or (ins.guard and ins.name in WARP_SYNC):
-            yield range(start, k)
-            start = k + 1
-    yield range(start, len(f.code))
 
 
 def find_groups(f: Function) -> list[Group]:

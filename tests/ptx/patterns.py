@@ -10,6 +10,7 @@ from .lanes import LaneSet
 
 SECTOR = 32
 BANK_ROW = 128
+RECENT = 4
 IDLE = np.iinfo(np.int64).min
 _RANDOM = np.random.default_rng(0x5EC7)
 _HASH = {n: _RANDOM.integers(1, 2**62, n) * 2 + 1 for n in (8, 16, 32)}
@@ -24,21 +25,23 @@ class PatternCache:
     """
 
     def __init__(self, compute: Callable[[np.ndarray], np.ndarray]):
-        self.compute, self.known = compute, {}
+        self.compute = compute
+        self.keys = np.array([np.iinfo(np.int64).max])  # sorted
+        self.values = np.zeros(1, np.int64)
 
     def total(self, rows: np.ndarray) -> int:
         """Sum of compute(row) over the rows of an int64 matrix."""
         keys = rows @ _HASH[rows.shape[1]]
-        order = np.argsort(keys)
-        keys = keys[order]
-        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-        counts = np.diff(starts, append=len(keys)).tolist()
-        unique = keys[starts].tolist()
-        new = [i for i, key in enumerate(unique) if key not in self.known]
-        if new:
-            values = self.compute(rows[order[starts[new]]])
-            self.known.update(zip([unique[i] for i in new], values.tolist(), strict=True))
-        return sum(self.known[key] * n for key, n in zip(unique, counts, strict=True))
+        at = np.searchsorted(self.keys, keys)
+        new = self.keys[at] != keys
+        if new.any():
+            added, first = np.unique(keys[new], return_index=True)
+            values = np.concatenate((self.values, self.compute(rows[new][first])))
+            known = np.concatenate((self.keys, added))
+            order = np.argsort(known)
+            self.keys, self.values = known[order], values[order]
+            at = np.searchsorted(self.keys, keys)
+        return int(self.values[at].sum())
 
 
 def distinct(rows: np.ndarray) -> np.ndarray:
@@ -70,23 +73,21 @@ WAVEFRONTS = {n: PatternCache(lambda rows, n=n: wavefronts(rows, n)) for n in (1
 
 def warp_rows(addresses: np.ndarray, sel: LaneSet) -> tuple[np.ndarray, np.ndarray | None]:
     """Addresses of a set's lanes -> (int64 matrix [warps, 32], active mask or None for all)."""
+    addresses = addresses.astype(np.int64, copy=False)
     if sel.full:
-        return addresses.astype(np.int64).reshape(-1, 32), None
-    lanes = sel.idx()
-    warp = lanes >> 5
-    row = np.cumsum(np.concatenate(([False], warp[1:] != warp[:-1])))
-    out = np.zeros((row[-1] + 1, 32), np.int64)
-    active = np.zeros(out.shape, bool)
-    out[row, lanes & 31] = addresses
-    active[row, lanes & 31] = True
-    return out, active
+        return addresses.reshape(-1, 32), None
+    rows = np.zeros(sel.core.lanes, np.int64)
+    rows[sel.idx()] = addresses
+    rows, active = rows.reshape(-1, 32), sel.mask.reshape(-1, 32)
+    busy = active.any(axis=1)
+    return (rows, active) if busy.all() else (rows[busy], active[busy])
 
 
 def relative(rows: np.ndarray, active: np.ndarray | None, align: int) -> np.ndarray:
     """Rows of addresses -> offsets from the aligned address of each row's first active lane."""
     if active is None:
         return rows - (rows[:, :1] & -align)
-    first = np.take_along_axis(rows, active.argmax(axis=1)[:, None], 1)
+    first = rows[np.arange(len(rows)), active.argmax(axis=1)][:, None]
     return np.where(active, rows - (first & -align), IDLE)
 
 
@@ -99,7 +100,7 @@ def count_sectors(sel: LaneSet, addresses: np.ndarray) -> int:
 def count_phases(
     rows: np.ndarray, active: np.ndarray | None, size: int, lanes: int
 ) -> tuple[int, int]:
-    """(Passes without conflicts, wavefronts) of accesses that run `lanes` lanes at a time."""
+    """(Wavefronts without conflicts, wavefronts), accesses running `lanes` lanes at a time."""
     rows = rows.reshape(-1, lanes)
     if active is not None:
         active = active.reshape(-1, lanes)
@@ -118,23 +119,39 @@ def count_wavefronts(sel: LaneSet, addresses: np.ndarray, size: int) -> tuple[in
     return count_phases(rows, active, size, 32 if size <= 4 else 128 // size)
 
 
+def count_matrices(sel: LaneSet, addresses: np.ndarray) -> tuple[int, int]:
+    """As `count_phases` for ldmatrix: each 8x8 matrix is one pass of eight 16-byte rows."""
+    return count_phases(addresses.astype(np.int64), None, 16, 8)
+
+
 class Site:
-    """Counts one memory instruction, and recognises its repetitions.
+    """Counts warp-wide accesses, and recognises the last few patterns.
 
     Where the same lanes come back with addresses that have all moved by one multiple of `period`
-    (another turn of a loop), the count is the same.
+    (the next turn of a loop, the next instruction of an unrolled one), the count is the same.
     """
 
     def __init__(self, count: Callable, period: int):
         self.count, self.period = count, period
-        self.sel = self.addresses = self.result = None
+        self.recent = []
 
     def __call__(self, sel: LaneSet, addresses: np.ndarray):
-        """Result of `count` for these lanes and their addresses."""
-        if sel is self.sel:
-            moved = addresses - self.addresses
-            if int(moved[0]) % self.period == 0 and (moved == moved[0]).all():
-                return self.result
-        self.sel, self.addresses = sel, addresses
-        self.result = self.count(sel, addresses)
-        return self.result
+        """Result of `count` for these lanes and their addresses, which must not change later."""
+        for known, before, result in self.recent:
+            if sel is known:
+                first, last = (int(addresses[k]) - int(before[k]) for k in (0, -1))
+                if first == last and first % self.period == 0:
+                    moved = addresses - before
+                    if (moved == moved[0]).all():
+                        return result
+        result = self.count(sel, addresses)
+        self.recent = [(sel, addresses, result), *self.recent[: RECENT - 1]]
+        return result
+
+
+def sites() -> dict:
+    """A `Site` for global accesses, one for ldmatrix, and one for each size of shared access."""
+    found = {"global": Site(count_sectors, SECTOR), "ldmatrix": Site(count_matrices, 4)}
+    for size in (1, 2, 4, 8, 16):
+        found[size] = Site(lambda sel, addr, size=size: count_wavefronts(sel, addr, size), 4)
+    return found

@@ -102,6 +102,7 @@ def run_plan(
     racecheck: bool = False,
     count: bool = False,
     done: Callable[[Executed], None] | None = None,
+    memory: DeviceMemory | None = None,
 ) -> list[np.ndarray]:
     """Run all launches of a plan, one after another.
 
@@ -113,6 +114,7 @@ def run_plan(
         racecheck: Also look for unordered accesses.
         count: Count memory traffic.
         done: Called after each launch.
+        memory: Where the buffers go; new and empty.
 
     Returns:
         Bytes of the output buffers, uint8, in the plan's order.
@@ -121,7 +123,7 @@ def run_plan(
         ValueError: An input has another size than its buffer.
         DeviceFault: A check failed.
     """
-    memory = DeviceMemory()
+    memory = memory or DeviceMemory()
     waiting = list(inputs)
     addresses, outputs = [], []
     for buffer in plan.buffers:

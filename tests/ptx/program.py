@@ -6,6 +6,7 @@ closure or an `Op`. The modules of `isa` fill it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from .arguments import parameter_offsets
 from .errors import PtxError, UnsupportedInstruction
+from .flow import share_registers
 from .lanes import LaneSet
 from .mma_plan import accumulator_tiles, find_groups
-from .syntax import WIDTH, Addr, Imm, Instruction, Operand, Reg, Sym, read
+from .syntax import WIDTH, Addr, Imm, Instruction, Operand, Reg, Sym, read, written
 
 PLAIN, BRANCH, WARP_SYNC, CONTROL = range(4)
 OPS: dict[str, Callable] = {}
@@ -100,17 +102,22 @@ class Program:
 
     Attributes:
         code: one Op for each instruction, and a final return.
-        tile_of: name of a register's tile, its quad's position in it.
+        sources, written_once: names of registers.
+        group_of: group of each mma instruction, by index.
+        tiles: arrays of accumulators by the quads of registers that they hold.
     """
 
     def __init__(self, core):
         self.core, self.function = core, core.function
         self.launch_values = {}  # key -> array of one element, filled by bind()
         self.sources = {name for ins in self.function.code for name in read(ins)}
+        writes = Counter(name for ins in self.function.code for name in written(ins))
+        self.written_once = {name for name, n in writes.items() if n == 1}
         self.groups = {g.members[0]: g for g in find_groups(self.function)}
         self.group_of = {k: g for g in self.groups.values() for k in g.members}
         self.tiles = {}
         self.allocate_tiles()
+        self.allocate_shared()
         self.code = []
         for self.index, ins in enumerate(self.function.code):
             self.code.append(self.decode(ins))
@@ -128,6 +135,17 @@ class Program:
                 for r, name in enumerate(names):
                     self.core.regs[name] = tile[r // 2, :, 2 * j + r % 2]
             self.tiles[tuple(quads)] = tile
+
+    def allocate_shared(self) -> None:
+        """Makes registers that are never live together share their arrays."""
+        mma = [k for g in self.groups.values() for k in g.members]
+        results = {name for k in mma for name in written(self.function.code[k])}
+        arrays = {}
+        for name, slot in share_registers(self.function, results | set(self.core.regs)).items():
+            if slot[0] in REGISTER:
+                if slot not in arrays:
+                    arrays[slot] = np.zeros(self.core.lanes, REGISTER[slot[0]])
+                self.core.regs[name] = arrays[slot]
 
     def decode(self, ins: Instruction) -> Op:
         """Decodes one instruction.
@@ -316,7 +334,7 @@ class Program:
         if dst is None:
             return
         if sel.full and len(values) < sel.n:
-            dst.reshape(-1, len(values))[:] = values
+            dst.reshape(-1, len(values))[:] = np.ascontiguousarray(values)
         else:
             dst[sel.key] = values
 

@@ -58,12 +58,12 @@ class RaceChecker:
 
     Args:
         core: the chunk.
-        granule: bytes, at most 8; divides the size of every shared access of the kernel.
-        global_granule: the same for its global stores.
+        global_granule: bytes, at most 8; divides the size of every global store of the kernel.
     """
 
-    def __init__(self, core, granule: int, global_granule: int):
+    def __init__(self, core, global_granule: int):
         self.core, self.global_granule = core, global_granule
+        granule = core.shared.state.granule
         size = len(core.shared.data.bytes)
         self.write, self.read, self.read2 = (Slots(size, granule) for _ in range(3))
         self.warps = core.padded // 32

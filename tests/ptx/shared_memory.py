@@ -12,17 +12,21 @@ NEVER, WRITTEN, IN_FLIGHT = 0, 1, 2
 
 
 class SharedMemory:
-    """Shared memory of all blocks of a chunk: `blocks` slices of `stride` bytes."""
+    """Shared memory of all blocks of a chunk: `blocks` slices of `stride` bytes.
 
-    def __init__(self, blocks: int, size: int):
+    Args:
+        granule: bytes, at most 8; divides the size of every access.
+    """
+
+    def __init__(self, blocks: int, size: int, granule: int):
         self.size = size
         self.stride = (size + 15) // 16 * 16
         self.data = ByteMap(blocks * self.stride)
-        self.state = Marks(blocks * self.stride)
+        self.state = Marks(blocks * self.stride, granule)
 
     def reset(self) -> None:
         """New blocks: contents undefined."""
-        self.state.bytes[:] = NEVER
+        self.state.marks[:] = NEVER
 
     def resolve(self, core, ins, sel: LaneSet, addr: np.ndarray, size: int, write: bool):
         """Checks addresses within the block.
@@ -51,9 +55,8 @@ class SharedMemory:
         k = self.state.unlike(index, size, WRITTEN)
         if k is None:
             return
-        at = int(index[k]) * size
-        offset, lane = at % self.stride, sel.lane(k)
-        if (self.state.bytes[at : at + size] == IN_FLIGHT).any():
+        offset, lane = int(index[k]) * size % self.stride, sel.lane(k)
+        if self.state.touching(index[k : k + 1], size, IN_FLIGHT) is not None:
             message = (
                 f"{what} of shared offset {offset} while a cp.async into it is in flight "
                 "(missing cp.async.wait_group)"

@@ -24,29 +24,45 @@ class ByteMap:
         return self.view[size].take(index, mode="clip")
 
 
-class Marks(ByteMap):
-    """A number from 0 to 255 for each byte."""
+class Marks:
+    """A small number for each granule of some memory; accesses are whole granules.
+
+    Attributes:
+        granule: bytes, at most 8.
+        marks: uint8, one for each granule.
+    """
+
+    def __init__(self, size: int, granule: int = 1):
+        self.granule = granule
+        self.map = ByteMap((size + granule - 1) // granule)
+        self.marks = self.map.bytes
 
     def set(self, index: np.ndarray, size: int, mark: int) -> None:
-        """Mark all bytes of the elements."""
-        self.view[size][index] = MARKED[mark, size]
+        """Marks elements of `size` bytes."""
+        width = size // self.granule
+        self.map.view[width][index] = MARKED[mark, width]
+
+    def take(self, index: np.ndarray, size: int) -> np.ndarray:
+        """Marks of elements of `size` bytes, as unsigned integers of at most 8 bytes."""
+        width = size // self.granule
+        got = self.map.take(index, width)
+        return got.view(np.uint64) if width == 16 else got
+
+    def position(self, bad: np.ndarray, size: int) -> int | None:
+        """Position of the first element with a bad integer from `take`, or None."""
+        if not bad.any():
+            return None
+        return int(bad.argmax()) // (2 if size // self.granule == 16 else 1)
 
     def unlike(self, index: np.ndarray, size: int, mark: int) -> int | None:
         """Position in `index` of an element not wholly marked so, or None."""
         got = self.take(index, size)
-        if size == 16:  # complex numbers compare slowly
-            bad = got.view(np.uint64) != MARKED[mark, 8]
-            return int(bad.argmax()) // 2 if bad.any() else None
-        bad = got != MARKED[mark, size]
-        return int(bad.argmax()) if bad.any() else None
+        return self.position(got != MARKED[mark, got.itemsize], size)
 
     def touching(self, index: np.ndarray, size: int, bit: int) -> int | None:
-        """Position in `index` of an element with any byte whose mark has that bit, or None."""
+        """Position in `index` of an element with any mark that has this bit, or None."""
         got = self.take(index, size)
-        if size == 16:
-            got = got.view(np.uint64)
-        bad = got & MARKED[bit, min(size, 8)] != 0
-        return int(bad.argmax()) * min(size, 8) // size if bad.any() else None
+        return self.position(got & MARKED[bit, got.itemsize] != 0, size)
 
 
 MARKED = {

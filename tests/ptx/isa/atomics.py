@@ -85,11 +85,10 @@ class Atomic:
             cells = buffer.data.view[size].view(self.dtype)
             vb, vc = pick(b, part), pick(c, part)
             old[part] = read_modify_write(cells, index, self.name, vb, vc)
-            buffer.mark_written(index, size, core.count)
+            buffer.mark_written(index, size)
             if core.count:
                 buffer.mark_read(index, size)
-                sectors = self.space.sectors
-                memory.count(core, "atomic", buffer, sel, addr, at, size, sectors)
+                memory.count(core, "atomic", buffer, sel, addr, at, size)
         return old
 
     def on_shared(self, sel, addr, b, c):

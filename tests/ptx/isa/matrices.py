@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..lanes import LaneSet
-from ..patterns import Site, count_phases
 from ..program import WARP_SYNC, Op, op, unsupported
 from .memory import items
 
@@ -21,13 +20,7 @@ class Matrices:
         self.core, self.ins = p.core, ins
         self.n = next(int(m[1]) for m in ins.op if m in ("x1", "x2", "x4"))
         self.transposed = ins.has("trans")
-        self.site = Site(lambda sel, addr: self.passes(addr), 4)
         self.sel = self.rows = None
-
-    @staticmethod
-    def passes(addr):
-        """(Ideal, wavefronts): each 8x8 matrix is one pass of eight 16-byte rows."""
-        return count_phases(addr.astype(np.int64), None, 16, 8)
 
     def row_lanes(self, sel):
         """The lanes whose address operand an .xN instruction uses."""
@@ -42,7 +35,7 @@ class Matrices:
         """Accounts one instruction of the warps in `sel`."""
         if not self.core.count:
             return
-        ideal, passes = self.site(rows, addr)
+        ideal, passes = self.core.sites["ldmatrix"](rows, addr)
         traffic.requests += sel.nwarps
         traffic.bytes += len(addr) * 16
         traffic.ideal += ideal

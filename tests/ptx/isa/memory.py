@@ -6,10 +6,9 @@ import numpy as np
 
 from ..lanes import LaneSet
 from ..layout import VECTORS, space_of
-from ..patterns import SECTOR, Site, count_sectors, count_wavefronts
 from ..program import DTYPE, op, unsupported
 from ..storage import GLOBAL_WINDOW, LOCAL_WINDOW, SHARED_WINDOW, UNSIGNED
-from ..syntax import WIDTH, Sym, Vec
+from ..syntax import WIDTH, Sym, Vec, written
 
 # Ranges of generic addresses; what lies below all windows is reported as a global address.
 WINDOWS = (
@@ -27,22 +26,20 @@ class Space:
         self.core, self.ins = p.core, ins
         self.load = getattr(self, "load_" + space)
         self.store = getattr(self, "store_" + space, None)
-        self.sectors = Site(count_sectors, SECTOR)
-        self.wavefronts = {}
 
     def load_global(self, sel, addr, size, by_block=False):
         """by_block: where all blocks read the same addresses, return the first one's values."""
         core, times = self.core, 1
         if by_block and sel.full and core.nblocks > 1 and core.same_in_all_blocks(addr):
             sel, addr, times = core.first_block_lanes, addr[: core.padded], core.nblocks
-        return core.memory.load(core, self.ins, sel, addr, size, self.sectors, times)
+        return core.memory.load(core, self.ins, sel, addr, size, times)
 
     def store_global(self, sel, addr, size, values):
         core = self.core
-        core.memory.store(core, self.ins, sel, addr, size, values, self.sectors)
+        core.memory.store(core, self.ins, sel, addr, size, values)
 
     def load_const(self, sel, addr, size):
-        return self.core.memory.load(self.core, self.ins, sel, addr, size)
+        return self.core.memory.load(self.core, self.ins, sel, addr, size, counted=False)
 
     load_param = load_const
 
@@ -61,10 +58,7 @@ class Space:
         """Accounts one warp-wide shared access."""
         if not self.core.count:
             return
-        if size not in self.wavefronts:
-            count = lambda sel, addr: count_wavefronts(sel, addr, size)  # noqa: E731
-            self.wavefronts[size] = Site(count, 4)
-        ideal, passes = self.wavefronts[size](sel, addr)
+        ideal, passes = self.core.sites[size](sel, addr)
         traffic.requests += sel.nwarps
         traffic.bytes += sel.n * size
         traffic.ideal += ideal
@@ -155,14 +149,26 @@ def ld(p, ins):
         address = lambda sel: np.full(sel.n, at + a.offset, np.int64)  # noqa: E731
     else:
         load, address = Space(p, ins, space).load, p.address(a)
-    options = {"by_block": True} if space == "global" else {}
 
     def step(sel):
-        v = load(sel, address(sel), size, **options).view(dtype).reshape(-1, n)
+        v = load(sel, address(sel), size).view(dtype).reshape(-1, n)
         for k, o in enumerate(outs):
             p.write(o, sel, v[:, k])
 
-    return step
+    if space != "global":
+        return step
+    names = p.written_once.intersection(written(ins))
+
+    def step_by_block(sel):
+        v = load(sel, address(sel), size, by_block=True).view(dtype).reshape(-1, n)
+        for k, o in enumerate(outs):
+            p.write(o, sel, v[:, k])
+        if len(v) < sel.n:
+            core.uniform.update(names)
+        else:
+            core.uniform.difference_update(names)
+
+    return step_by_block
 
 
 def load_parameter(core, outs, at, dtype):

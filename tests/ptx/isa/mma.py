@@ -51,18 +51,17 @@ class Fragment:
     def __init__(self, p, operands, kind, down, reuse):
         self.core, self.kind, self.down, self.reuse = p.core, kind, down, reuse
         self.regs = [[p.src(o, "b32") for o in items(x)] for x in operands]
-        self.names = (down, tuple(o.name for x in operands for o in items(x)))
+        self.names = tuple(o.name for x in operands for o in items(x))
 
     def decode(self, sel: LaneSet) -> np.ndarray:
         """Float32 matrices of the warps in `sel`, of the first block's only, or of both."""
         if self.reuse:
-            owner, matrix = self.core.fragments.get(self.names, (None, None))
+            owner, matrix = self.core.fragments.get((self.down, self.names), (None, None))
             if owner is sel:
                 return matrix
         regs = [[np.ascontiguousarray(sel.take(r)) for r in x] for x in self.regs]
-        core = self.core
-        if sel.full and core.nblocks > 1 and all(core.same_in_all_blocks(r) for x in regs for r in x):
-            regs = [[r[: core.padded] for r in x] for x in regs]
+        if sel.full and self.same_in_all_blocks():
+            regs = [[r[: self.core.padded] for r in x] for x in regs]
         warps = len(regs[0][0]) // 32
         pieces = len(regs[0]) // self.down
         if self.down == 2:  # A
@@ -78,8 +77,16 @@ class Fragment:
         matrix = TO_F32[self.kind](words)
         if self.down == 1:
             matrix = np.ascontiguousarray(matrix.reshape(warps, 8 * len(regs), -1).swapaxes(1, 2))
-        self.core.fragments[self.names] = (sel, matrix)
+        self.core.fragments[self.down, self.names] = (sel, matrix)
         return matrix
+
+    def same_in_all_blocks(self) -> bool:
+        """Whether every block holds the first one's values."""
+        core = self.core
+        every = zip(self.names, (r for x in self.regs for r in x), strict=True)
+        return core.nblocks > 1 and all(
+            name in core.uniform or core.same_in_all_blocks(r) for name, r in every
+        )
 
 
 class Accumulators:
