@@ -7,6 +7,8 @@ machine slows all of them, and speed is told as a ratio to the reference of the 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dssnet_fast import backends, macs, parity
+from dssnet_fast import backends, macs, parity, tensorrt_peer
 from dssnet_fast.model import FastDSSNet
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
@@ -26,9 +28,14 @@ from dssnet_fast.python_ref.unet import UNet
 
 BASELINE = "reference"
 FP32_TOLERANCE = 2e-5  # relative error of the logits, ||difference|| / ||expected||
+# Of logits that other compilers give in low precision, in errors of PyTorch's own: they may round
+# elsewhere, but must compute the same network.
+PEER_TOLERANCE = 10
+QUEUE_SECONDS = 0.02  # of calls queued on a GPU for one time
+_QUEUE_LIMIT = 500
 _SEED = 20220822
 
-Kind = Literal["reference", "compile", "unet", "fast"]
+Kind = Literal["reference", "compile", "tensorrt", "unet", "fast"]
 
 
 class Unavailable(Exception):
@@ -48,7 +55,9 @@ class Contestant:
         kind: What it is; `unet` is another network and not compared with the reference.
         precision: `fp32`, `bf16` or `fp16`.
         backend: Of a `fast` one.
-        channels_last: Memory layout of a `reference` one's weights and images.
+        channels_last: Memory layout of a `reference` or `compile` one's weights and images.
+        variant: Of a `compile` one torch.compile's mode, of a `tensorrt` one the graph, `original`
+            or `folded`.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Contestant:
     precision: str = "fp32"
     backend: str = ""
     channels_last: bool = False
+    variant: str = ""
 
 
 def contestants(device: torch.device, config: DSSNetConfig) -> list[Contestant]:
@@ -75,7 +85,15 @@ def contestants(device: torch.device, config: DSSNetConfig) -> list[Contestant]:
         for precision in offered
         if precision != "fp32"
     ]
-    found += [Contestant("reference-compile", "compile"), Contestant("unet", "unet")]
+    found += [Contestant("reference-compile", "compile")]
+    if device.type == "cuda":
+        mode = "max-autotune"
+        found += [Contestant(f"reference-{mode}-fp16", "compile", "fp16", "", True, mode)]
+        found += [
+            Contestant(f"tensorrt-{graph}-fp16", "tensorrt", "fp16", variant=graph)
+            for graph in tensorrt_peer.GRAPHS
+        ]
+    found += [Contestant("unet", "unet")]
     found += [
         Contestant(f"fast-{backend}-{precision}", "fast", precision, backend)
         for backend, precisions in able.items()
@@ -100,6 +118,9 @@ class Arena:
         self.config = network.config
         self.contestants = contestants(device, network.config)
         self._expected: tuple[tuple[int, int], Tensor] | None = None
+        self._compiled_shape: torch.Size | None = None
+        # TensorRT waits for the device in each call on the default stream.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def image(self, size: int, batch: int) -> Tensor:
         """Smooth spots and noise, [batch, in_channels, size, size] float32 in [-1, 1)."""
@@ -114,6 +135,8 @@ class Arena:
     def prepare(self, contestant: Contestant, image: Tensor) -> Callable[[], Tensor]:
         """A call that computes the contestant's logits of `image`.
 
+        On a GPU calls take turns with copies of the image, more than fit into the L2 cache.
+
         Args:
             contestant: One of `contestants`.
             image: Normalised, float32 [B, in_channels, H, W] on the device.
@@ -125,29 +148,53 @@ class Arena:
             net = FastDSSNet.from_reference(
                 self.reference, self.device, contestant.backend, contestant.precision
             )
-            return lambda: net(image)
+            return self._in_turn(net, image)
         if contestant.kind == "unet":
             torch.manual_seed(_SEED)
             unet = UNet(self.config.in_channels, self.config.classes).to(self.device).eval()
-            return _without_gradients(lambda: unet(image))
+            return self._in_turn(unet, image)
+        if contestant.kind == "tensorrt":
+            return self._tensorrt(contestant, image)
         layout = torch.channels_last if contestant.channels_last else torch.contiguous_format
         dtype = backends.PRECISIONS[contestant.precision]
         network = deepcopy(self.reference).to(dtype=dtype, memory_format=layout)
         x = image.to(dtype).contiguous(memory_format=layout)
         if contestant.kind == "compile":
-            return self._compiled(network, x)
-        return _without_gradients(lambda: network.logits(x))
+            return self._compiled(network, x, contestant.variant)
+        return self._in_turn(network.logits, x)
 
-    def _compiled(self, network: DSSNet, x: Tensor) -> Callable[[], Tensor]:
+    def _copies(self, x: Tensor) -> list[Tensor]:
+        """`x`, and on a GPU as many copies of it as make twice the L2 cache, at least one."""
+        if self.device.type != "cuda":
+            return [x]
+        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+        return [x, *(x.clone() for _ in range(max(1, math.ceil(2 * cache / x.nbytes))))]
+
+    def _in_turn(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+        images = itertools.cycle(self._copies(x))
+        return _without_gradients(lambda: run(next(images)))
+
+    def _compiled(self, network: DSSNet, x: Tensor, mode: str) -> Callable[[], Tensor]:
         # Without this, the compiler gives up silently after its eighth shape.
-        torch.compiler.reset()
-        run = _without_gradients(torch.compile(network.logits, dynamic=False))
+        if self._compiled_shape != x.shape:
+            torch.compiler.reset()
+            self._compiled_shape = x.shape
+        compiled = torch.compile(network.logits, dynamic=False, mode=mode or None)
+        run = self._in_turn(compiled, x)
         try:
-            run(x)
+            run()
         except Exception as error:  # the compiler raises exceptions of every kind
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Unavailable(f"torch.compile failed: {reason}") from error
-        return lambda: run(x)
+        return run
+
+    def _tensorrt(self, contestant: Contestant, image: Tensor) -> Callable[[], Tensor]:
+        try:
+            engine = tensorrt_peer.Engine(self.reference, contestant.variant, image)
+        except tensorrt_peer.Unavailable as error:
+            raise Unavailable(str(error)) from error
+        replays = itertools.cycle([engine.recorded(x) for x in self._copies(image)])
+        return lambda: next(replays)()
 
     def expected(self, size: int, batch: int) -> Tensor:
         """The reference's logits of `image(size, batch)` in float32, without TF32."""
@@ -163,8 +210,8 @@ class Arena:
         """Compare a contestant's answer with the reference's.
 
         In float32 the relative error may be `FP32_TOLERANCE`; in a low precision, that of the
-        reference when PyTorch runs it in that precision. The low-precision reference itself and
-        UNet only have to be finite.
+        reference when PyTorch runs it in that precision, and `PEER_TOLERANCE` times that for other
+        compilers. The low-precision reference itself and UNet only have to be finite.
 
         Returns:
             The relative error of the logits; 0 for UNet.
@@ -186,10 +233,11 @@ class Arena:
         allowed = FP32_TOLERANCE
         if contestant.precision != "fp32":
             allowed = float("inf")
-            if contestant.kind == "fast":
+            if contestant.kind != "reference":
                 twin = Contestant("", "reference", contestant.precision, channels_last=True)
                 own = self.prepare(twin, self.image(size, batch))()
-                allowed = relative_error(own, expected)
+                times = 1 if contestant.kind == "fast" else PEER_TOLERANCE
+                allowed = times * relative_error(own, expected)
         if not error <= allowed:
             raise WrongAnswer(
                 f"{contestant.name}: relative error of the logits is {error:.2e}, "
@@ -222,7 +270,33 @@ class Arena:
             torch.cuda.synchronize(self.device)
 
     def timed(self, run: Callable[[], object]) -> float:
-        """Seconds of one call, to the end of its work on the device."""
+        """Seconds of one call, to the end of its work on the device.
+
+        On a GPU, the mean over a queue of calls between two CUDA events, after one call alone.
+        """
+        if self._stream is not None:
+            return self._timed_by_events(run)
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    def _timed_by_events(self, run: Callable[[], object]) -> float:
+        def queued(calls: int) -> float:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(calls):
+                run()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end) / 1e3 / calls
+
+        self.synchronise()
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            alone = queued(1)
+            return queued(max(1, min(_QUEUE_LIMIT, round(QUEUE_SECONDS / alone))))
+
+    def timed_alone(self, run: Callable[[], object]) -> float:
+        """Seconds from the call to its answer with nothing else under way."""
         self.synchronise()
         started = time.perf_counter()
         run()

@@ -126,11 +126,9 @@ def test_info_tells_what_is_there(machine, folder, monkeypatch):
             "warnings": {},
         },
     )
-    compiler = SimpleNamespace(path="/lib/libnvrtc.so.12", __str__=lambda: "")
     monkeypatch.setattr(native, "build", lambda: build)
     monkeypatch.setattr(report, "library", lambda: None)
     monkeypatch.setattr(kernels, "library", lambda: None)
-    del compiler
     cache.cached("extract.sm_90.0123", lambda: b"k" * 968)
     (folder / "damaged").write_bytes(b"damaged")
     found = report.collect({"cuda:0": 90, "cuda:1": 75})

@@ -72,9 +72,7 @@ def pack_arguments(f: Function, args: list, memory: DeviceMemory) -> bytes:
         else:
             raw = (int(a) & (1 << 8 * v.size) - 1).to_bytes(v.size, "little")
         if len(raw) > v.size:
-            raise LaunchError(
-                f"argument {k} has {len(raw)} bytes; parameter {v.name} has {v.size}"
-            )
+            raise LaunchError(f"argument {k} has {len(raw)} bytes; parameter {v.name} has {v.size}")
         block[at : at + len(raw)] = raw
     return bytes(block)
 
@@ -84,10 +82,12 @@ def load_variables(module: Module, memory: DeviceMemory) -> dict[str, int]:
     scoped = list(module.vars.values())
     scoped += [v for f in module.functions.values() for v in f.vars.values()]
     scoped = {v.name: v for v in scoped if v.space in ("global", "const")}
-    addresses = {
-        v.name: memory.add(nbytes=v.size, name=v.name, readonly=v.space == "const")
-        for v in scoped.values()
-    }
+    addresses = {}
+    for v in scoped.values():
+        constant = v.space == "const"
+        addresses[v.name] = memory.add(
+            nbytes=v.size, name=v.name, readonly=constant, counted=not constant
+        )
     for v in scoped.values():
         data = memory[v.name].contents
         if v.init:

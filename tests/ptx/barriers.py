@@ -47,7 +47,11 @@ class Barriers:
             and sel.n == core.live
             and (
                 count is None
-                or (len(count) == 1 and int(count[0]) == core.padded and core.live == core.everyone.n)
+                or (
+                    len(count) == 1
+                    and int(count[0]) == core.padded
+                    and core.live == core.everyone.n
+                )
             )
         )
         numbers = np.unique(ident)
@@ -139,8 +143,7 @@ class Barriers:
                 lane = int(lanes[blocks == k][(mine != mine[0]).argmax()])
                 other = core.program.code[int(mine[0])].ins
                 message = (
-                    "threads of one block met at different barriers "
-                    f"(other: PTX line {other.line})"
+                    f"threads of one block met at different barriers (other: PTX line {other.line})"
                 )
                 core.fault(BarrierError, message, core.program.code[int(self.pc[lane])].ins, lane)
 

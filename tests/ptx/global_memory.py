@@ -25,6 +25,7 @@ class DeviceBuffer:
         base, size, end: address, bytes, address past the last byte.
         host: the caller's array, updated after each launch that wrote here, or None.
         readonly: the device may not write.
+        counted: accesses are traffic; those to constants and parameters are not.
         init: which bytes earlier launches have written, or None if all count as written.
         read, written: which bytes this launch has touched, or None.
         writer: which block last wrote each granule in this launch, or None without racecheck.
@@ -39,10 +40,11 @@ class DeviceBuffer:
         size: int,
         uninit: bool,
         readonly: bool,
+        counted: bool,
     ):
         self.name, self.base, self.host, self.size = name, base, host, size
         self.end = base + size
-        self.readonly = readonly
+        self.readonly, self.counted = readonly, counted
         self.data = ByteMap(size)
         self.init = Marks(size) if uninit else None
         if host is not None:
@@ -92,7 +94,10 @@ class DeviceBuffer:
 
     def finish_counting(self) -> None:
         """Enters the distinct bytes and sectors into the traffic."""
-        for traffic, touched in ((self.traffic.load, self.read), (self.traffic.store, self.written)):
+        for traffic, touched in (
+            (self.traffic.load, self.read),
+            (self.traffic.store, self.written),
+        ):
             if touched is not None:
                 padded = np.zeros((len(touched.marks) + 31) // 32 * 32, np.uint8)
                 padded[: len(touched.marks)] = touched.marks
@@ -116,6 +121,7 @@ class DeviceMemory:
         name: str | None = None,
         uninit: bool = False,
         readonly: bool = False,
+        counted: bool = True,
     ) -> int:
         """Adds a buffer.
 
@@ -126,6 +132,7 @@ class DeviceMemory:
             name: what errors and counters call it; `buffer<number>` if None.
             uninit: its contents are garbage until the device writes them.
             readonly: the device must not write.
+            counted: accesses are traffic.
 
         Returns:
             The address, a multiple of 64 GiB.
@@ -147,7 +154,7 @@ class DeviceMemory:
         if name in self._by_name:
             raise ValueError(f"there is a buffer {name} already")
         base = GLOBAL_WINDOW + len(self.buffers) * SPACING
-        buffer = DeviceBuffer(name, base, array, nbytes, uninit, readonly)
+        buffer = DeviceBuffer(name, base, array, nbytes, uninit, readonly, counted)
         self.buffers.append(buffer)
         self._by_name[name] = buffer
         if key is not None:
@@ -235,12 +242,11 @@ class DeviceMemory:
             message = f"read of {b.name}{int(index[k]) * size:+d} bytes, never written"
             core.fault(UninitialisedRead, message, ins, sel.lane(k if at is None else int(at[k])))
 
-    def load(self, core, ins, sel, addr, size, times=1, counted=True) -> np.ndarray:
+    def load(self, core, ins, sel, addr, size, times=1) -> np.ndarray:
         """Gathers elements of `size` bytes.
 
         Args:
             times: how many sets of lanes make this access; `sel` is one of them.
-            counted: whether it is traffic, unlike constants and parameters.
 
         Returns:
             UNSIGNED[size], one for each lane of `sel`.
@@ -248,9 +254,9 @@ class DeviceMemory:
         out = None
         for b, index, at in self.resolve(core, ins, sel, addr, size, False):
             self.check_init(core, ins, sel, b, index, at, size)
-            if counted and core.count:
+            if core.count and b.counted:
                 b.mark_read(index, size)
-                self.count(core, "load", b, sel, addr, at, size, times)
+                self.count(core, "load", b, sel, addr, at, size, core.sites["global"], times)
             v = b.data.take(index, size)
             if at is None:
                 return v
@@ -268,21 +274,21 @@ class DeviceMemory:
             b.data.view[size][index] = v
             b.mark_written(index, size)
             if core.count:
-                self.count(core, "store", b, sel, addr, at, size)
+                self.count(core, "store", b, sel, addr, at, size, core.sites["global"])
 
     @staticmethod
-    def count(core, direction, b, sel, addr, at, size, times=1):
-        """Accounts one access, or its part in buffer `b`."""
+    def count(core, direction, b, sel, addr, at, size, sectors, times=1):
+        """Accounts one access, or its part in buffer `b`; sectors: the `Site` that counts them."""
         total: GlobalTraffic = getattr(core.counters, "global_" + direction)
         traffic: GlobalTraffic = getattr(b.traffic, direction)
         if at is None:
             total.requests += sel.nwarps * times
-            found = core.sites["global"](sel, addr)
+            found = sectors(sel, addr)
         else:
             if at[0] == 0:  # the part with the first lane enters the request into the total
                 total.requests += sel.nwarps * times
             sel, addr = LaneSet(core, sel.lanes()[at]), addr[at]
-            found = core.sites["global"].count(sel, addr)
+            found = sectors.count(sel, addr)
         traffic.requests += sel.nwarps * times
         traffic.bytes += sel.n * size * times
         traffic.sectors += found * times

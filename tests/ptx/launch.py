@@ -150,7 +150,7 @@ def run(
         launch.symbols = load_variables(exe.module, memory)
         parameters = np.frombuffer(launch.param_bytes, np.uint8).copy()
         launch.symbols["kernel parameters"] = memory.add(
-            parameters, name="kernel parameters", readonly=True
+            parameters, name="kernel parameters", readonly=True, counted=False
         )
         launch.grid = grid
         run_chunks(exe, launch, kernel, block, dynamic_smem, lanes)

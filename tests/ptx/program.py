@@ -58,7 +58,9 @@ def op(*names: str):
 
 def unsupported(ins: Instruction, why: str = "") -> UnsupportedInstruction:
     """The error for an instruction that is not implemented."""
-    return UnsupportedInstruction(f"PTX line {ins.line}: `{ins.text}`" + (f" ({why})" if why else ""))
+    return UnsupportedInstruction(
+        f"PTX line {ins.line}: `{ins.text}`" + (f" ({why})" if why else "")
+    )
 
 
 @dataclass

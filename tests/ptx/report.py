@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -217,9 +219,13 @@ def run_cuda(task: Task, progress: Callable[[str], None]) -> Run:
         both = with_logits(extension, plan("labels"), plan("logits"), task.first_image)
     except extension.PlanError as error:
         raise InputError(str(error)) from error
+    try:
+        modules = {launch.module: shipped_kernels(launch.module) for launch in both.launches}
+    except FileNotFoundError as error:
+        raise InputError(f"no kernel images are installed, and compiling them {error}") from error
     minima = minimum_macs(task.folded.config, *shape)
-    launches, ptx, memory = [], {}, CountingMemory()
     roles = {buffer.name: buffer.role.name for buffer in both.buffers}
+    launches, ptx, memory = [], {}, CountingMemory()
 
     def done(executed: Executed) -> None:
         number, kernel = len(launches) + 1, executed.launch.kernel
@@ -230,14 +236,13 @@ def run_cuda(task: Task, progress: Callable[[str], None]) -> Run:
         start, minimum = minima[number - 1]
         if not kernel.startswith(start):
             raise AssertionError(f"launch {number} is {kernel}, expected {start}...")
-        ptx[kernel] = shipped_kernels(executed.launch.module)
+        ptx[kernel] = modules[executed.launch.module]
         launches.append(counted(executed, task, roles, useful, minimum))
 
     images = np.repeat(task.image[None], task.batch, axis=0)
-    try:
-        labels, logits = run_plan(both, weights, [images], count=True, done=done, memory=memory)
-    except FileNotFoundError as error:
-        raise InputError(f"no kernel images are installed, and compiling them {error}") from error
+    labels, logits = run_plan(
+        both, weights, [images], ptx=modules.__getitem__, count=True, done=done, memory=memory
+    )
     classes = task.folded.config.classes
     some = slice(task.images_run)
     return Run(
@@ -345,8 +350,9 @@ def accuracy(run: Run, network: DSSNet, image: np.ndarray, precision: str) -> di
     theirs = reference_logits(rounded.to(PRECISIONS[precision]).eval(), image)
     wanted = exact.argmax(-1)
     return {
-        "error": max(relative_error(one, exact) for one in run.logits),
-        "labels": float(min((one == wanted).mean() for one in run.labels)),
+        # NumPy's maximum keeps a NaN, Python's may lose it.
+        "error": float(np.max([relative_error(one, exact) for one in run.logits])),
+        "labels": float(np.min([(one == wanted).mean() for one in run.labels])),
         "torch_error": relative_error(theirs, exact),
         "torch_labels": float((theirs.argmax(-1) == wanted).mean()),
         "labels_are_argmax": bool((run.labels == run.logits.argmax(-1)).all()),
@@ -354,22 +360,26 @@ def accuracy(run: Run, network: DSSNet, image: np.ndarray, precision: str) -> di
 
 
 def resources(run: Run) -> dict[str, dict[str, KernelResources]] | None:
-    """GPU -> kernel -> registers, spills and static shared memory; None without ptxas."""
+    """GPU -> kernel -> registers, spills and static shared memory.
+
+    None where ptxas is not here or does not know the architectures.
+    """
     texts = dict.fromkeys(run.ptx.values())
     found = {}
     try:
-        for gpu in GPUS.values():
-            reports = [ptxas_report(text, gpu.capability) for text in texts]
-            found[gpu.name] = {name: one for report in reports for name, one in report.items()}
-    except ToolError as error:
-        if "not found" in str(error):
-            return None
-        raise
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            for gpu in GPUS.values():
+                reports = workers.map(
+                    lambda text, gpu=gpu: ptxas_report(text, gpu.capability), texts
+                )
+                found[gpu.name] = {name: one for each in reports for name, one in each.items()}
+    except ToolError:
+        return None
     return found
 
 
 def sass_loops(run: Run, capability: int) -> dict[str, list] | None:
-    """Kernel -> its innermost loops with matrix instructions; None without the tools."""
+    """Kernel -> its innermost loops with matrix multiplications; None without the tools."""
     try:
         texts = [disassemble(text, capability) for text in dict.fromkeys(run.ptx.values())]
     except ToolError:
@@ -437,6 +447,10 @@ def summarise(run: Run, task: Task) -> dict:
             key: sum(one[key] for one in seconds) for key in ("datasheet", "mma_sync")
         }
         model[gpu.name]["microseconds_an_image"] = model[gpu.name]["mma_sync"] / task.batch * 1e6
+        # What of it L1 cannot serve has to come from L2.
+        model[gpu.name]["requested_bytes_per_second"] = (
+            32 * whole("sectors") / model[gpu.name]["mma_sync"]
+        )
     return {"kernels": kernels, "totals": totals, "model": model, "model_is": MODEL}
 
 
@@ -623,7 +637,8 @@ def _print_model(report: dict) -> None:
                 f"with mma.sync at {gpu.mma_share:.0%} of it",
                 end="",
             )
-        print("\n")
+        rate = found["requested_bytes_per_second"] / 1e12
+        print(f"; in that time L1 and L2 would have to serve {rate:.1f} TB/s\n")
 
 
 def _an_image(seconds: float, batch: int) -> str:

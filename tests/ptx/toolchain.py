@@ -166,9 +166,7 @@ class KernelResources:
     barriers: int = 0
 
 
-SPILLS = re.compile(
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-)
+SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
 def ptxas_report(ptx: str, arch: int = 80) -> dict[str, KernelResources]:

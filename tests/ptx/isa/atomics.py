@@ -88,7 +88,7 @@ class Atomic:
             buffer.mark_written(index, size)
             if core.count:
                 buffer.mark_read(index, size)
-                memory.count(core, "atomic", buffer, sel, addr, at, size)
+                memory.count(core, "atomic", buffer, sel, addr, at, size, core.sites["global"])
         return old
 
     def on_shared(self, sel, addr, b, c):

@@ -98,7 +98,9 @@ def float_to_int(x, dtype):
     info = np.iinfo(dtype)
     x = x.astype(F64)
     if info.bits < 64:
-        return np.where(np.isnan(x), 0, np.clip(x, info.min, info.max)).astype(np.int64).astype(dtype)
+        return (
+            np.where(np.isnan(x), 0, np.clip(x, info.min, info.max)).astype(np.int64).astype(dtype)
+        )
     top = F64(2.0) ** (64 if info.min == 0 else 63)
     inside = (x < top) & (x >= info.min)
     v = np.where(inside, x, 0.0)
@@ -144,7 +146,9 @@ def cvt(p, ins):
         return cvt_pack(p, ins)
     dt, st = ins.op[-2:]
     mode = next((m for m in ("rn", "rna", "rz", "rm", "rp") if m in ins.op), "rn")
-    narrowing = dt in FLOATS | {"tf32"} | set(PACKED) and not (dt == "tf32" and mode in ("rna", "rz"))
+    narrowing = dt in FLOATS | {"tf32"} | set(PACKED) and not (
+        dt == "tf32" and mode in ("rna", "rz")
+    )
     if narrowing and mode != "rn":
         raise unsupported(ins)
     if dt in PACKED:

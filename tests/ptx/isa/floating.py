@@ -51,7 +51,9 @@ def emit_small(p, ins, f, wide=F32):
         return p.emit(p.dst(d, "b16"), run, *[p.src(s, "b16") for s in srcs])
 
     def packed(*args):
-        return run(*[np.ascontiguousarray(a).view(U16).reshape(-1, 2) for a in args]).view(U32)[:, 0]
+        return run(*[np.ascontiguousarray(a).view(U16).reshape(-1, 2) for a in args]).view(U32)[
+            :, 0
+        ]
 
     return p.emit(p.dst(d, t), packed, *[p.src(s, t) for s in srcs])
 

@@ -24,24 +24,23 @@ class Space:
 
     def __init__(self, p, ins, space):
         self.core, self.ins = p.core, ins
+        space = "global" if space in ("const", "param") else space
         self.load = getattr(self, "load_" + space)
         self.store = getattr(self, "store_" + space, None)
 
-    def load_global(self, sel, addr, size, by_block=False):
-        """by_block: where all blocks read the same addresses, return the first one's values."""
+    def load_by_block(self, sel, addr, size):
+        """As load_global; where all blocks read the same addresses, the first one's values."""
         core, times = self.core, 1
-        if by_block and sel.full and core.nblocks > 1 and core.same_in_all_blocks(addr):
+        if sel.full and core.nblocks > 1 and core.same_in_all_blocks(addr):
             sel, addr, times = core.first_block_lanes, addr[: core.padded], core.nblocks
         return core.memory.load(core, self.ins, sel, addr, size, times)
+
+    def load_global(self, sel, addr, size):
+        return self.core.memory.load(self.core, self.ins, sel, addr, size)
 
     def store_global(self, sel, addr, size, values):
         core = self.core
         core.memory.store(core, self.ins, sel, addr, size, values)
-
-    def load_const(self, sel, addr, size):
-        return self.core.memory.load(self.core, self.ins, sel, addr, size, counted=False)
-
-    load_param = load_const
 
     def load_shared(self, sel, addr, size):
         core = self.core
@@ -124,12 +123,12 @@ def items(operand):
     return operand.items if isinstance(operand, Vec) else (operand,)
 
 
-def frame_offset(p, ins, addr):
-    """Offset of a .param variable of a call sequence in the local frame, or None."""
+def frame_address(p, ins, addr):
+    """Function giving the address of a .param variable of a call in the local frame, or None."""
     if space_of(ins) == "param" and isinstance(addr.base, Sym):
         kind, at = p.address_of(addr.base.name)
         if kind == "local":
-            return at + addr.offset
+            return lambda sel: np.full(sel.n, at + addr.offset, np.int64)
     return None
 
 
@@ -139,43 +138,34 @@ def ld(p, ins):
     t, n = element(ins)
     d, a = ins.operands[:2]
     outs = [p.dst(o, t) for o in items(d)]
-    core, space = p.core, space_of(ins)
     size, dtype = WIDTH[t] // 8 * n, DTYPE[t]
-    if space == "param" and isinstance(a.base, Sym):
-        kind, at = p.address_of(a.base.name)
-        if kind == "kernel parameter":
-            return load_parameter(core, outs, at + a.offset, dtype)
+    space, address = space_of(ins), frame_address(p, ins, a)
+    if address is not None:
         load = Space(p, ins, "local").load
-        address = lambda sel: np.full(sel.n, at + a.offset, np.int64)  # noqa: E731
+    elif space == "param" and isinstance(a.base, Sym):
+        return load_parameter(p, outs, p.address_of(a.base.name)[1] + a.offset, dtype)
     else:
-        load, address = Space(p, ins, space).load, p.address(a)
+        memory, address = Space(p, ins, space), p.address(a)
+        load = memory.load if space in ("shared", "local", "generic") else memory.load_by_block
+    names, uniform = p.written_once.intersection(written(ins)), p.core.uniform
 
     def step(sel):
         v = load(sel, address(sel), size).view(dtype).reshape(-1, n)
         for k, o in enumerate(outs):
             p.write(o, sel, v[:, k])
-
-    if space != "global":
-        return step
-    names = p.written_once.intersection(written(ins))
-
-    def step_by_block(sel):
-        v = load(sel, address(sel), size, by_block=True).view(dtype).reshape(-1, n)
-        for k, o in enumerate(outs):
-            p.write(o, sel, v[:, k])
         if len(v) < sel.n:
-            core.uniform.update(names)
+            uniform.update(names)
         else:
-            core.uniform.difference_update(names)
+            uniform.difference_update(names)
 
-    return step_by_block
+    return step
 
 
-def load_parameter(core, outs, at, dtype):
+def load_parameter(p, outs, at, dtype):
     """Load of kernel parameters at a constant offset."""
 
     def step(sel):
-        v = np.frombuffer(core.launch.param_bytes, dtype, len(outs), at)
+        v = np.frombuffer(p.core.launch.param_bytes, dtype, len(outs), at)
         for o, x in zip(outs, v, strict=True):
             if o is not None:
                 o[sel.key] = x
@@ -189,12 +179,11 @@ def st(p, ins):
     a, v = ins.operands[:2]
     srcs = [p.src(o, t) for o in items(v)]
     size, dtype = WIDTH[t] // 8 * n, DTYPE[t]
-    at = frame_offset(p, ins, a)
-    if at is None:
+    address = frame_address(p, ins, a)
+    if address is None:
         store, address = Space(p, ins, space_of(ins)).store, p.address(a)
     else:
         store = Space(p, ins, "local").store
-        address = lambda sel: np.full(sel.n, at, np.int64)  # noqa: E731
 
     def step(sel):
         if n == 1:

@@ -33,7 +33,9 @@ def write_rows(out, warps, active, values):
 def sync_op(p, ins, membermask, step):
     """Op that waits for the lanes of its membermask."""
     core = p.core
-    return Op(ins, WARP_SYNC, step, converged=lambda sel: core.converge_masked(sel, membermask, ins))
+    return Op(
+        ins, WARP_SYNC, step, converged=lambda sel: core.converge_masked(sel, membermask, ins)
+    )
 
 
 @op("shfl")
@@ -60,7 +62,9 @@ def shfl(p, ins):
             j = LANE - vb
             valid = j >= last
         else:
-            j = {"down": LANE + vb, "bfly": LANE ^ vb, "idx": LANE & segment | (vb & ~segment)}[mode]
+            j = {"down": LANE + vb, "bfly": LANE ^ vb, "idx": LANE & segment | (vb & ~segment)}[
+                mode
+            ]
             valid = j <= last
         j = np.where(valid, j, LANE)
         if len(j) == 1:
