@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dssnet_fast import cli
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.python_ref.files import atomic_write
 
 SIZES = (256, 512, 1024)
 BATCHES = (1, 8)
@@ -20,9 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = cli.parser(
         "bench",
-        "Time the reference network, torch.compile, UNet and every fast backend and precision in "
-        "turn. Each answer is compared with the reference's before it is timed. Speed-ups are "
-        "ratios to the reference in float32 as PyTorch runs it, in the same rounds.",
+        "Time the reference network, torch.compile, TensorRT, UNet and every fast backend and "
+        "precision in turn. Each answer is compared with the reference's before it is timed. "
+        "Speed-ups are ratios to the reference in float32 as PyTorch runs it, in the same rounds.",
     )
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", default=None, help="default: random weights"
@@ -35,6 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=None, metavar="NAME", help="these, beside the reference"
     )
     parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="not these")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="write .md or .json there, too"
+    )
     parser.add_argument("--list", action="store_true", help="show the names and stop")
     parser.add_argument("--rounds", type=int, default=5, help="each is timed in at least so many")
     parser.add_argument("--seconds", type=float, default=5.0, help="more rounds for so long")
@@ -68,13 +76,20 @@ def body(arguments: argparse.Namespace) -> None:
             results += measure(arena, chosen, size, batch, arguments.rounds, arguments.seconds)
             if not (arguments.json or arguments.markdown):
                 print_table(results[-len(chosen) :], size, batch)
+    about = machine(arena.device)
     if arguments.json:
-        print(json.dumps({"machine": machine(arena.device), "results": results}, indent=1))
+        print(as_json(results, about))
     elif arguments.markdown:
-        print(markdown(results, machine(arena.device)))
+        print(markdown(results, about))
+    if arguments.out is not None:
+        form = as_json if arguments.out.suffix == ".json" else markdown
+        with atomic_write(arguments.out) as temporary:
+            Path(temporary).write_text(form(results, about) + "\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if arguments.out is not None and arguments.out.suffix not in (".md", ".json"):
+        raise InputError(f"--out must end in .md or .json, got {arguments.out}")
     for name, values, unit in (
         ("--sizes", arguments.sizes, 16),
         ("--batches", arguments.batches, 1),
@@ -147,7 +162,42 @@ def measure(arena, contestants: list, size: int, batch: int, rounds: int, second
         row["speed_up"] = timing.speed_up(timings[benchmark.BASELINE])
         row["images_per_second"] = batch / timing.median
         row["gmac_per_second"] = macs / timing.median / 1e9
+        if arena.device.type == "cuda":
+            row["alone_ms"] = arena.alone(runs[contestant.name]) * 1e3
+            row["sm_mhz"] = sm_clock(arena.device, runs[contestant.name])
     return rows
+
+
+def _nvidia_smi(device, field: str) -> list[str] | None:
+    """The command that asks for a property of a GPU; None where it cannot be asked."""
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    program = shutil.which("nvidia-smi")
+    if program is None or uuid is None:
+        return None
+    # As CUDA numbers them, devices are not those of nvidia-smi's numbers.
+    return [
+        program,
+        f"--id=GPU-{uuid}",
+        f"--query-gpu={field}",
+        "--format=csv,noheader,nounits",
+    ]
+
+
+def sm_clock(device, run: Callable[[], object]) -> int | None:
+    """MHz of a GPU's multiprocessors while it runs `run`; None where nvidia-smi does not tell."""
+    import torch
+
+    command = _nvidia_smi(device, "clocks.sm")
+    if command is None:
+        return None
+    asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while asking.poll() is None:
+        run()
+        torch.cuda.synchronize(device)
+    answer = asking.communicate()[0].strip()
+    return int(answer) if answer.isdecimal() else None
 
 
 def machine(device) -> dict[str, str | int]:
@@ -156,9 +206,18 @@ def machine(device) -> dict[str, str | int]:
 
     import dssnet_fast
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    if device.type == "cuda":
+        gpu = {"device": torch.cuda.get_device_name(device), "CUDA": torch.version.cuda}
+        command = _nvidia_smi(device, "driver_version")
+        if command is not None:
+            asked = subprocess.run(command, capture_output=True, text=True)
+            gpu["driver"] = asked.stdout.strip() if asked.returncode == 0 else "unknown"
+        if (tensorrt := _version("tensorrt")) is not None:
+            gpu["TensorRT"] = tensorrt
+    else:
+        gpu = {"device": _processor()}
     return {
-        "device": name,
+        **gpu,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
         "torch": torch.__version__,
@@ -166,6 +225,13 @@ def machine(device) -> dict[str, str | int]:
         "system": f"{platform.system()} {platform.machine()}",
         "dssnet_fast": dssnet_fast.__version__,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
@@ -178,27 +244,40 @@ def _processor() -> str:
 
 
 _HEADINGS = ("contestant", "median", "spread", "images/s", "GMAC/s", "speed-up", "error")
+_GPU_HEADINGS = ("alone", "SM MHz")
+
+
+def _headings(rows: list[dict]) -> tuple[str, ...]:
+    on_gpu = any("sm_mhz" in row for row in rows)
+    return _HEADINGS + _GPU_HEADINGS if on_gpu else _HEADINGS
 
 
 def _cells(row: dict) -> tuple[str, ...]:
     if "skipped" in row:
         return (row["contestant"], f"skipped: {row['skipped']}")
-    return (
+    # Calls on a GPU take tens of microseconds.
+    digits = 4 if "sm_mhz" in row else 2
+    cells = (
         row["contestant"],
-        f"{row['median_ms']:.2f} ms",
+        f"{row['median_ms']:.{digits}f} ms",
         f"{row['spread']:.0%}",
         f"{row['images_per_second']:.1f}",
         f"{row['gmac_per_second']:.1f}",
         f"{row['speed_up']:.2f}x",
         f"{row['relative_error']:.1e}" if row["relative_error"] else "-",
     )
+    if "sm_mhz" in row:
+        clock = row["sm_mhz"]
+        cells += (f"{row['alone_ms']:.3f} ms", "-" if clock is None else str(clock))
+    return cells
 
 
 def print_table(rows: list[dict], size: int, batch: int) -> None:
     """Print the results of one size and batch for reading in a terminal."""
-    table = [_HEADINGS, *(_cells(row) for row in rows)]
-    whole = [line for line in table if len(line) == len(_HEADINGS)]
-    widths = [max(len(line[column]) for line in whole) for column in range(len(_HEADINGS))]
+    headings = _headings(rows)
+    table = [headings, *(_cells(row) for row in rows)]
+    whole = [line for line in table if len(line) == len(headings)]
+    widths = [max(len(line[column]) for line in whole) for column in range(len(headings))]
     widths[0] = max(len(line[0]) for line in table)
     print(f"{size} x {size} px, batch {batch}")
     for name, *cells in table:
@@ -207,17 +286,23 @@ def print_table(rows: list[dict], size: int, batch: int) -> None:
     print(flush=True)
 
 
+def as_json(rows: list[dict], about: dict) -> str:
+    """The results for programs."""
+    return json.dumps({"machine": about, "results": rows}, indent=1)
+
+
 def markdown(rows: list[dict], about: dict) -> str:
     """The results as Markdown, one table for each size and batch."""
+    headings = _headings(rows)
     lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
     groups = dict.fromkeys((row["size"], row["batch"]) for row in rows)
     for size, batch in groups:
         lines += [f"{size} x {size} px, batch {batch}:", ""]
-        lines += [f"| {' | '.join(_HEADINGS)} |", "|---" + "|---:" * (len(_HEADINGS) - 1) + "|"]
+        lines += [f"| {' | '.join(headings)} |", "|---" + "|---:" * (len(headings) - 1) + "|"]
         for row in rows:
             if (row["size"], row["batch"]) == (size, batch):
                 cells = _cells(row)
-                cells += ("",) * (len(_HEADINGS) - len(cells))
+                cells += ("",) * (len(headings) - len(cells))
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines).rstrip()

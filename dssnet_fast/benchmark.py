@@ -295,13 +295,16 @@ class Arena:
             alone = queued(1)
             return queued(max(1, min(_QUEUE_LIMIT, round(QUEUE_SECONDS / alone))))
 
-    def timed_alone(self, run: Callable[[], object]) -> float:
-        """Seconds from the call to its answer with nothing else under way."""
-        self.synchronise()
-        started = time.perf_counter()
-        run()
-        self.synchronise()
-        return time.perf_counter() - started
+    def alone(self, run: Callable[[], object], calls: int = 30) -> float:
+        """Median seconds from a call to its answer, with nothing else under way."""
+        taken = []
+        for _ in range(calls):
+            self.synchronise()
+            started = time.perf_counter()
+            run()
+            self.synchronise()
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,13 +20,16 @@ from dssnet_fast.python_ref.files import atomic_write
 from dssnet_fast.python_ref.network import SCALE
 from dssnet_fast.weights import FoldedWeights
 
+if TYPE_CHECKING:
+    import onnx
+
 OPSET = 18
 TOLERANCE = 2e-5
 # Sizes other than the traced one, so that the dynamic dimensions are really used.
 _CHECKED = ((1, 64, 96), (2, 40, 24), (3, 8, 8))
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """The four stages in a row: [B, in_channels, H, W] float32 -> logits [B, classes, H, W]."""
 
     def __init__(self, weights: FoldedWeights) -> None:
@@ -33,9 +37,48 @@ class _Graph(nn.Module):
         self._stages = TorchBackend(weights, torch.device("cpu"), torch.float32)
 
     def forward(self, image: Tensor) -> Tensor:
+        """All stages."""
         stages = self._stages
         y = stages.fuse(*stages.extract(stages.downsample(image)))
         return stages.segment(y, "logits").permute(0, 3, 1, 2)
+
+
+def to_onnx(module: nn.Module, in_channels: int) -> onnx.ModelProto:
+    """An ONNX model of a module on the CPU, batch, height and width dynamic.
+
+    Args:
+        module: [B, in_channels, H, W] float32, H and W multiples of 8, to logits.
+        in_channels: Of the image.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    sides = torch.export.Dim("height_8", min=1), torch.export.Dim("width_8", min=1)
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(2, in_channels, 5 * SCALE, 7 * SCALE),),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes={
+                    "image": {
+                        0: torch.export.Dim("batch", min=1),
+                        2: SCALE * sides[0],
+                        3: SCALE * sides[1],
+                    }
+                },
+            )
+    finally:
+        exporter_log.setLevel(level)
+    return program.model_proto
 
 
 def export_onnx(weights: FoldedWeights, path: str | os.PathLike) -> float:
@@ -63,35 +106,10 @@ def export_onnx(weights: FoldedWeights, path: str | os.PathLike) -> float:
         raise InputError(
             f"ONNX export needs {error.name}; install it with: pip install 'dssnet_fast[onnx]'"
         ) from error
-    graph = _Graph(weights).eval()
+    graph = Graph(weights).eval()
     config = weights.config
-    sides = torch.export.Dim("height_8", min=1), torch.export.Dim("width_8", min=1)
     with atomic_write(Path(path)) as temporary:
-        exporter_log = logging.getLogger("torch.onnx")
-        level = exporter_log.level
-        exporter_log.setLevel(logging.ERROR)
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                program = torch.onnx.export(
-                    graph,
-                    (torch.zeros(2, config.in_channels, 5 * SCALE, 7 * SCALE),),
-                    dynamo=True,
-                    verbose=False,
-                    opset_version=OPSET,
-                    input_names=["image"],
-                    output_names=["logits"],
-                    dynamic_shapes={
-                        "image": {
-                            0: torch.export.Dim("batch", min=1),
-                            2: SCALE * sides[0],
-                            3: SCALE * sides[1],
-                        }
-                    },
-                )
-        finally:
-            exporter_log.setLevel(level)
-        model = program.model_proto
+        model = to_onnx(graph, config.in_channels)
         onnx.helper.set_model_props(
             model,
             {
@@ -113,7 +131,7 @@ def export_onnx(weights: FoldedWeights, path: str | os.PathLike) -> float:
     return error
 
 
-def _error(session, graph: _Graph, channels: int, batch: int, height: int, width: int) -> float:
+def _error(session, graph: Graph, channels: int, batch: int, height: int, width: int) -> float:
     generator = torch.Generator().manual_seed(height)
     image = torch.rand(batch, channels, height, width, generator=generator) * 2 - 1
     with torch.no_grad():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ import dssnet_fast.backends.cuda.sources as sources
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
+UNUSED_S = 7 * 24 * 3600  # after which a build is thrown away
 OPTIONS = (
     *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden"),
     *("-Wall", "-Wextra", "-Wpedantic", "-Werror"),
@@ -34,6 +36,9 @@ class Builder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for kept in folder.glob("*/"):
+            if time.time() - kept.stat().st_mtime > UNUSED_S:
+                shutil.rmtree(kept, ignore_errors=True)
 
     def make(self, command: Sequence[str], inputs: Sequence[Path], name: str) -> Path:
         """A file called `name`, made by `command` and "-o"; inputs and command decide its folder.
@@ -56,6 +61,7 @@ class Builder:
                 # Somebody else's run may do the same now; a whole file takes the place of another.
                 kept.mkdir(exist_ok=True)
                 os.replace(Path(begun, name), kept / name)
+        os.utime(kept)
         return kept / name
 
     def extension(self, *options: str) -> Path:

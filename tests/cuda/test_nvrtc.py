@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import logging
 import os
@@ -201,6 +202,18 @@ def test_where_nothing_can_be_written_there_is_one_warning(tmp_path, monkeypatch
     assert str(tmp_path / "file" / "below") in record.getMessage()
 
 
+def test_a_full_disk_leaves_nothing_half_written(folder, monkeypatch):
+    whole = Path.write_bytes
+
+    def half(path, content):
+        whole(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    assert cache.cached("a", lambda: b"image") == b"image"
+    assert list(folder.iterdir()) == []
+
+
 def test_the_folder_is_the_users_choice(monkeypatch, tmp_path):
     monkeypatch.setenv("DSSNET_FAST_CACHE", str(tmp_path / "mine"))
     assert cache.folder() == tmp_path / "mine"
@@ -364,6 +377,14 @@ def test_the_driver_has_the_last_word(built, refusing, folder, monkeypatch):
         kernels.load(Runner(b"nothing"), 80, kernels.ways(80))
     assert all(way in str(caught.value) for way in descriptions(80))
     assert str(caught.value).count("CUDA_ERROR_UNSUPPORTED_PTX_VERSION") == 3
+
+
+def test_what_is_loaded_stays_when_the_rest_is_refused(built, refusing):
+    first, *others = kernels.modules()
+    runner = Runner(first.encode(), b"// ptx")
+    assert kernels.load(runner, 86, kernels.ways(86)).startswith("compute_80")
+    assert runner.images[first] == f"{first}.sm_86.cubin".encode()
+    assert all(runner.images[name].startswith(b"// ptx of ") for name in others)
 
 
 def test_a_missing_image_is_like_a_refused_one(built, refusing):

@@ -40,10 +40,9 @@ class Core:
         special: special registers that differ between lanes; constants: those that do not.
         live, live_in_block: lanes that have not returned.
         everyone: the lanes that exist.
-        first_block_lanes: those of the chunk's first block.
         ready, blocked: groups by PC: free to run; waiting for lanes of their warps.
         fragments: decoded operands of mma, by register names, with the lanes they are of.
-        uniform: registers known to hold the same values in all blocks.
+        uniform: registers with the lanes where they hold the same values in all blocks.
         issued, executed: per instruction, warps and lanes.
     """
 
@@ -56,7 +55,6 @@ class Core:
         self.warps = self.lanes // 32
         self.lane_numbers = np.arange(self.lanes)
         self.block_of = (self.lane_numbers // self.padded).astype(np.int32)
-        self.first_block_lanes = LaneSet(self, np.arange(self.padded))
         self.layout = lay_out(module, function, dynamic_smem)
         self.special_registers()
         shared_granule = granule(function, "shared", ("ld", "st", "atom", "red", "cp"))
@@ -68,7 +66,7 @@ class Core:
         self.race = None
         self.sites = sites()
         self.fragments = {}
-        self.uniform = set()
+        self.uniform = {}
         self.program = Program(self)
 
     def special_registers(self) -> None:
@@ -158,7 +156,7 @@ class Core:
         """Union of two groups."""
         if a.n + b.n == self.everyone.n:
             return self.everyone
-        return LaneSet(self, np.sort(np.concatenate((a.idx(), b.idx()))))
+        return LaneSet(self, mask=a.mask | b.mask, n=a.n + b.n)
 
     # ---- interpreter loop ---------------------------------------------------------------------
     def execute(self, pc: int, sel: LaneSet, limit: int) -> None:
@@ -258,7 +256,7 @@ class Core:
         need_all: the instruction is undefined unless all 32 lanes exist and take part (mma,
         ldmatrix); otherwise lanes that have returned do not count.
         """
-        if sel.full:
+        if sel.whole_warps():
             return sel, None
         here = self.present(sel)
         live = self.warp_bits(self.alive)
@@ -276,7 +274,7 @@ class Core:
 
     def converge_masked(self, sel: LaneSet, membermask: np.ndarray, ins: Instruction):
         """As converge_aligned for instructions with a membermask operand."""
-        if sel.full and len(membermask) == 1:
+        if sel.whole_warps() and len(membermask) == 1 and membermask[0] == WHOLE_WARP:
             return sel, None
         here = self.present(sel)
         live = self.warp_bits(self.alive)
@@ -322,8 +320,8 @@ class Core:
 
     # ---- blocks -------------------------------------------------------------------------------
     def same_in_all_blocks(self, a: np.ndarray) -> bool:
-        """Whether a per-lane array repeats the first block's values in every block."""
-        m = a.reshape(self.nblocks, self.padded)
+        """Whether values, as many of each block, repeat the first block's in every block."""
+        m = a.reshape(self.nblocks, -1)
         return bool(m[0, 0] == m[-1, 0] and m[0, -1] == m[-1, -1] and (m == m[0]).all())
 
     def where(self, lane: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

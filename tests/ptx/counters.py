@@ -7,10 +7,9 @@ are 32-byte aligned pieces of global memory; wavefronts are passes of shared mem
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
-
-from .syntax import Instruction
 
 
 @dataclass
@@ -161,17 +160,19 @@ FLOAT = {"f16", "f16x2", "bf16", "bf16x2", "f32", "f64"}
 SPACES = ("global", "shared", "local", "const", "param")
 
 
-def opcode_class(ins: Instruction) -> str:
-    """Counter class of an instruction, such as fp_fma, int_add, load_global or mma."""
-    base = CLASS_OF.get(ins.name)
-    floating = ins.op[-1] in FLOAT
+@functools.cache
+def opcode_class(op: tuple[str, ...]) -> str:
+    """Counter class of an opcode, such as fp_fma, int_add, load_global or mma."""
+    name = op[0]
+    base = CLASS_OF.get(name)
+    floating = op[-1] in FLOAT
     if base in ("load", "store", "atomic"):
-        spaces = (m.split("::")[0] for m in ins.op)
+        spaces = (m.split("::")[0] for m in op)
         return f"{base}_{next((m for m in spaces if m in SPACES), 'generic')}"
     if base == "int_mul" and floating:
-        return "fp_fma" if ins.name == "mad" else "fp_mul"
+        return "fp_fma" if name == "mad" else "fp_mul"
     if base:
         return base
-    if ins.name in ("add", "sub", "min", "max", "abs", "neg") and floating:
-        return "fp_add" if ins.name in ("add", "sub") else "fp_other"
-    return "int_add" if ins.name in ("add", "sub") else "other"
+    if name in ("add", "sub", "min", "max", "abs", "neg") and floating:
+        return "fp_add" if name in ("add", "sub") else "fp_other"
+    return "int_add" if name in ("add", "sub") else "other"

@@ -18,10 +18,11 @@ class LaneSet:
         dense: computing all lanes and merging is cheaper than gathering these.
     """
 
-    __slots__ = ("_idx", "_mask", "_warps", "core", "dense", "full", "n")
+    __slots__ = ("_first", "_idx", "_mask", "_warps", "_whole", "core", "dense", "full", "n")
 
     def __init__(self, core, idx=None, mask=None, n=None):
-        self.core, self._idx, self._mask, self._warps = core, idx, mask, None
+        self.core, self._idx, self._mask = core, idx, mask
+        self._warps = self._whole = self._first = None
         self.full = idx is None and mask is None
         self.n = core.lanes if self.full else len(idx) if n is None else n
         self.dense = self.full or 4 * self.n > core.lanes
@@ -70,6 +71,24 @@ class LaneSet:
                 w = self._idx >> 5
                 self._warps = int((w[1:] != w[:-1]).sum()) + 1
         return self._warps
+
+    def whole_warps(self) -> bool:
+        """Whether the set has all 32 lanes of each of its warps."""
+        if self._whole is None:
+            self._whole = self.full or self.n == 32 * self.nwarps
+        return self._whole
+
+    def first_block(self) -> LaneSet | None:
+        """The set's lanes in the first block, if they are the same in all blocks, else None."""
+        if self._first is None:
+            core, self._first = self.core, False
+            lanes = self.lanes()
+            count = self.n // core.nblocks
+            if core.nblocks > 1 and count * core.nblocks == self.n:
+                m = lanes.reshape(core.nblocks, count)
+                if (m - m[0] == np.arange(core.nblocks)[:, None] * core.padded).all():
+                    self._first = LaneSet(core, m[0].copy())
+        return self._first or None
 
     def where(self, p: np.ndarray, negate: bool = False) -> LaneSet | None:
         """Subset where the predicate holds, or None when it is empty."""

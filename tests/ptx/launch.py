@@ -187,7 +187,7 @@ def count_instructions(core: Core, c: Counters) -> None:
         if not issued or op.ins is None:
             continue
         ins = op.ins
-        c.warp_instructions[opcode_class(ins)] += issued
+        c.warp_instructions[opcode_class(ins.op)] += issued
         c.opcodes[ins.opcode] += issued
         c.thread_instructions += executed
         if op.macs:

@@ -6,6 +6,8 @@ held as uint16 patterns or as float16. Sources: IEEE 754-2019; PTX ISA 9.7.3-9.7
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -46,16 +48,18 @@ def canonical(rounded: torch.Tensor, x: np.ndarray) -> np.ndarray:
 def single(x: np.ndarray) -> np.ndarray:
     """float32 as it is; float64 -> float32 rounded to odd, so that a later rounding is exact."""
     x = np.ascontiguousarray(x)
-    if x.dtype == F32:
-        return x
-    f = x.astype(F32)
-    back = f.astype(F64)
-    inexact = (back != x) & np.isfinite(x)
-    if inexact.any():
-        u = f.view(U32)
-        u -= (inexact & (np.abs(back) > np.abs(x))).astype(U32)
-        u |= inexact.astype(U32)
-    return f
+    return x if x.dtype == F32 else odd(x.astype(F32), lambda f: x - f)
+
+
+def odd(s: np.ndarray, error: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Values rounded to nearest, and what that has lost -> values rounded to odd."""
+    e = error(s)
+    lost = (e != 0) & np.isfinite(s)
+    if lost.any():
+        u = s.view(U32 if s.dtype == F32 else U64)
+        u -= (lost & (np.signbit(e) != np.signbit(s))).astype(u.dtype)
+        u |= lost
+    return s
 
 
 def two_sum_error(a: np.ndarray, b: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -82,6 +86,27 @@ def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         away = np.nextafter(s[tie], np.where(e > 0, np.inf, -np.inf))
         s[tie] = np.where(e == 0, s[tie], away)
     return s.astype(F32)
+
+
+def fma_small(a: np.ndarray, b: np.ndarray, c: np.ndarray, half: bool) -> np.ndarray:
+    """Fused multiply-add of 16-bit floats given as float32 -> float32 that rounds to the result.
+
+    float32 holds the product; where rounding the sum to float32 could make the rounding to 16
+    bits go wrong (at ties and among the smallest numbers), the sum is rounded to odd instead.
+
+    Args:
+        half: the format is float16, otherwise bfloat16.
+    """
+    s = a * b
+    s += c
+    ties, tie, smallest = (0x1FFF, 0x1000, 2.0**-14) if half else (0xFFFF, 0x8000, 2.0**-100)
+    doubtful = (s.view(U32) & U32(ties)) == U32(tie)
+    doubtful |= (np.abs(s) < F32(smallest)) & (s != 0)
+    if doubtful.any():
+        a, b, c = (v[doubtful].astype(F64) for v in np.broadcast_arrays(a, b, c))
+        p = a * b
+        s[doubtful] = single(odd(p + c, lambda total: two_sum_error(p, c, total)))
+    return s
 
 
 def flush(x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ closure or an `Op`. The modules of `isa` fill it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,7 +103,8 @@ class Program:
 
     Attributes:
         code: one Op for each instruction, and a final return.
-        sources, written_once: names of registers.
+        sources: names of registers that are read.
+        loaded: names of registers that only loads write.
         group_of: group of each mma instruction, by index.
         tiles: arrays of accumulators by the quads of registers that they hold.
     """
@@ -113,8 +113,7 @@ class Program:
         self.core, self.function = core, core.function
         self.launch_values = {}  # key -> array of one element, filled by bind()
         self.sources = {name for ins in self.function.code for name in read(ins)}
-        writes = Counter(name for ins in self.function.code for name in written(ins))
-        self.written_once = {name for name, n in writes.items() if n == 1}
+        self.loaded = self.only_loaded()
         self.groups = {g.members[0]: g for g in find_groups(self.function)}
         self.group_of = {k: g for g in self.groups.values() for k in g.members}
         self.tiles = {}
@@ -126,6 +125,13 @@ class Program:
         end = Instruction(("ret",), (), None, 0, "end of function")
         self.code.append(self.decode(end))
         self.code[-1].ins = None
+
+    def only_loaded(self) -> set[str]:
+        """Names of the registers that nothing but loads writes."""
+        loaded, other = set(), set()
+        for ins in self.function.code:
+            (loaded if ins.name == "ld" else other).update(written(ins))
+        return loaded - other
 
     def allocate_tiles(self) -> None:
         """Makes the registers of accumulators views of one array for each group."""
@@ -335,8 +341,10 @@ class Program:
         """
         if dst is None:
             return
-        if sel.full and len(values) < sel.n:
+        if len(values) < sel.n and sel.full:
             dst.reshape(-1, len(values))[:] = np.ascontiguousarray(values)
+        elif len(values) < sel.n:
+            dst[sel.idx()] = np.tile(values, sel.n // len(values))
         else:
             dst[sel.key] = values
 

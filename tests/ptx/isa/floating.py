@@ -1,9 +1,9 @@
 """Floating-point arithmetic: f16, bf16, their packed forms, f32, f64 (PTX ISA 9.7.3-9.7.5).
 
 Every operation rounds once, as hardware does: 16-bit add, sub and mul run in float32, which has
-more than 2p + 2 bits, so the second rounding cannot change the result; 16-bit fma goes through
-float64 and float32 rounded to odd; f32 fma see `numerics.fma_f32`. `.approx` functions are
-computed accurately; hardware differs by the error bound that the PTX ISA gives for each.
+more than 2p + 2 bits, so the second rounding cannot change the result; for fma see `numerics`.
+`.approx` functions are computed accurately; hardware differs by the error bound that the PTX ISA
+gives for each.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def modifier(ins):
     return nm.saturate if ins.has("sat") else nm.relu if ins.has("relu") else None
 
 
-def emit_small(p, ins, f, wide=F32):
-    """16-bit and packed instruction: widen, compute `f`, modify, round once."""
+def emit_small(p, ins, f):
+    """16-bit and packed instruction: widen to float32, compute `f`, modify, round once."""
     t = ins.op[-1]
     d, *srcs = ins.operands
     modify = modifier(ins)
@@ -44,7 +44,7 @@ def emit_small(p, ins, f, wide=F32):
     to_f32, round_ = LIFT[element], NARROW[element]
 
     def run(*args):
-        r = f(*[to_f32(a).astype(wide, copy=False) for a in args])
+        r = f(*map(to_f32, args))
         return round_(modify(r) if modify else r)
 
     if t not in PACKED:
@@ -98,7 +98,8 @@ def fma(p, ins):
         raise unsupported(ins)
     if t == "f32":
         return emit_wide(p, ins, nm.fma_f32)
-    return emit_small(p, ins, lambda a, b, c: a * b + c, F64)
+    half = t in ("f16", "f16x2")
+    return emit_small(p, ins, lambda a, b, c: nm.fma_small(a, b, c, half))
 
 
 def min_max(p, ins):

@@ -31,8 +31,9 @@ class Space:
     def load_by_block(self, sel, addr, size):
         """As load_global; where all blocks read the same addresses, the first one's values."""
         core, times = self.core, 1
-        if sel.full and core.nblocks > 1 and core.same_in_all_blocks(addr):
-            sel, addr, times = core.first_block_lanes, addr[: core.padded], core.nblocks
+        first = sel.first_block()
+        if first is not None and core.same_in_all_blocks(addr):
+            sel, addr, times = first, addr[: first.n], core.nblocks
         return core.memory.load(core, self.ins, sel, addr, size, times)
 
     def load_global(self, sel, addr, size):
@@ -147,16 +148,15 @@ def ld(p, ins):
     else:
         memory, address = Space(p, ins, space), p.address(a)
         load = memory.load if space in ("shared", "local", "generic") else memory.load_by_block
-    names, uniform = p.written_once.intersection(written(ins)), p.core.uniform
+    names, uniform = p.loaded.intersection(written(ins)), p.core.uniform
 
     def step(sel):
         v = load(sel, address(sel), size).view(dtype).reshape(-1, n)
         for k, o in enumerate(outs):
             p.write(o, sel, v[:, k])
-        if len(v) < sel.n:
-            uniform.update(names)
-        else:
-            uniform.difference_update(names)
+        same = sel if len(v) < sel.n else None
+        for name in names:
+            uniform[name] = same
 
     return step
 

@@ -60,8 +60,9 @@ class Fragment:
             if owner is sel:
                 return matrix
         regs = [[np.ascontiguousarray(sel.take(r)) for r in x] for x in self.regs]
-        if sel.full and self.same_in_all_blocks():
-            regs = [[r[: self.core.padded] for r in x] for x in regs]
+        first = sel.first_block()
+        if first is not None and self.same_in_all_blocks(sel, regs):
+            regs = [[r[: first.n] for r in x] for x in regs]
         warps = len(regs[0][0]) // 32
         pieces = len(regs[0]) // self.down
         if self.down == 2:  # A
@@ -80,22 +81,24 @@ class Fragment:
         self.core.fragments[self.down, self.names] = (sel, matrix)
         return matrix
 
-    def same_in_all_blocks(self) -> bool:
+    def same_in_all_blocks(self, sel: LaneSet, regs: list[list[np.ndarray]]) -> bool:
         """Whether every block holds the first one's values."""
         core = self.core
-        every = zip(self.names, (r for x in self.regs for r in x), strict=True)
-        return core.nblocks > 1 and all(
-            name in core.uniform or core.same_in_all_blocks(r) for name, r in every
+        every = zip(self.names, (r for x in regs for r in x), strict=True)
+        return all(
+            core.uniform.get(name) is sel or core.same_in_all_blocks(r) for name, r in every
         )
 
 
 class Accumulators:
-    """The accumulators of a group in one operand: their tile where they have one."""
+    """The accumulators of a group in one operand: registers, and their tile if they have one."""
 
     def __init__(self, p, members, k, dtype):
         quads = [quad(m, k) for m in members]
         tile = p.tiles.get(tuple(quads))
-        self.tile = None if tile is None else tile.view(dtype)
+        if tile is not None:
+            tile = tile.view(dtype).reshape(2, p.core.warps, 32, 2 * len(quads))
+        self.tile = tile
         typ = "f32" if dtype == F32 else "s32"
         access = p.dst if k == 0 else p.src
         self.regs = [[access(o, typ) for o in items(m.operands[k])] for m in members]
@@ -119,24 +122,25 @@ class Product:
     def run(self, sel):
         """Computes all members for the lanes of `sel`."""
         a, b = self.left.decode(sel), self.right.decode(sel)
-        wa, wb, per_block = a.shape[1], len(b), self.core.padded // 32
-        if wa != wb:  # one of them is the same in all blocks
-            a = a.reshape(2, wa // per_block, per_block, 8, -1)
-            b = b.reshape(wb // per_block, per_block, *b.shape[1:])
-        r = np.matmul(a, b).reshape(2, -1, 2 * self.n)
+        if a.shape[1] != len(b):  # one of them is the same in all blocks
+            per_block = min(a.shape[1], len(b))
+            a = a.reshape(2, -1, per_block, *a.shape[2:])
+            b = b.reshape(-1, per_block, *b.shape[1:])
+        r = np.matmul(a, b).reshape(2, -1, 32, 2 * self.n)
         if self.dtype == I32:
             r = r.astype(I32)
+        warps = sel.n // 32
+        if r.shape[1] < warps:
+            r = np.tile(r, (1, warps // r.shape[1], 1, 1))
         d, c = self.d.tile, self.c.tile
         if d is not None and c is not None:
             if sel.full:
-                shape = (2, -1, r.shape[1], 2 * self.n)
-                self.add(c.reshape(shape), r[:, None], d.reshape(shape))
+                self.add(c, r, d)
             else:
-                i = sel.idx()
-                d[:, i] = self.add(c[:, i], r)
+                at = sel.idx()[::32] >> 5
+                d[:, at] = self.add(c[:, at], r)
             return
-        if r.shape[1] < sel.n:
-            r = np.tile(r, (1, self.core.nblocks, 1))
+        r = r.reshape(2, sel.n, 2 * self.n)
         for j, (outs, olds) in enumerate(zip(self.d.regs, self.c.regs, strict=True)):
             new = [
                 self.add(sel.take(old), r[i // 2, :, 2 * j + i % 2]) for i, old in enumerate(olds)
