@@ -71,7 +71,11 @@ MUTATIONS = {
         "downsample", "downsample", WAIT, "", (HAZARD, UNWRITTEN)
     ),
     "down: halo one column off": Mutation(
-        "downsample", "downsample", "x = 2 * column0 - 1 + column", "x = 2 * column0 + column", WRONG
+        "downsample",
+        "downsample",
+        "x = 2 * column0 - 1 + column",
+        "x = 2 * column0 + column",
+        WRONG,
     ),
     # W-NECK chain
     "wneck: copies not waited for": Mutation("extract", "extract", WAIT, "", (HAZARD, UNWRITTEN)),
@@ -91,7 +95,11 @@ MUTATIONS = {
         "extract", "extract", "inside ? T::pack(low, high) : 0", "T::pack(low, high)", WRONG
     ),
     "wneck: one cell too many written": Mutation(
-        "extract", "extract", "if (cell >= Tile::X_CELLS) continue;", "", (OUTSIDE, UNWRITTEN),
+        "extract",
+        "extract",
+        "if (cell >= Tile::X_CELLS) continue;",
+        "",
+        (OUTSIDE, UNWRITTEN),
         "write_sums()",
     ),
     # FFM, nearest neighbour
@@ -103,10 +111,18 @@ MUTATIONS = {
         "fuse", "fuse", "i < all - cells", "i < 0", UNWRITTEN
     ),
     "fuse: values one column off": Mutation(
-        "fuse", "fuse", "v_column = 3 * column - 2 + j", "v_column = 3 * column - 1 + j", WRONG,
+        "fuse",
+        "fuse",
+        "v_column = 3 * column - 2 + j",
+        "v_column = 3 * column - 1 + j",
+        WRONG,
     ),
     "fuse: values outside the image": Mutation(
-        "fuse", "fuse", "inside ? T::pack(low, high) : 0", "T::pack(low, high)", WRONG,
+        "fuse",
+        "fuse",
+        "inside ? T::pack(low, high) : 0",
+        "T::pack(low, high)",
+        WRONG,
         "const int v_column",
     ),
     # FFM, learned

@@ -65,8 +65,8 @@ def test_answers_do_not_depend_on_tiles_or_neighbours(native):
     network, image = specimen(DSSNetConfig(classes=2, blocks=3), (2, 72, 72))
     alone = Laboratory(native, network, device=("H100", {}))
     crowd = Laboratory(native, network, device=("H100", {"multiprocessors": 1}))
-    assert alone.plan("all", (2, 72, 72), "uint8", "labels").launches[4].kernel.startswith(
-        "wneck_4x8"
+    assert (
+        alone.plan("all", (2, 72, 72), "uint8", "labels").launches[4].kernel.startswith("wneck_4x8")
     )
     assert "8x16" in crowd.plan("all", (2, 72, 72), "uint8", "labels").launches[4].kernel
     together = alone.infer(image, "logits")

@@ -144,7 +144,9 @@ def test_operands_have_the_shapes_that_the_kernels_read(native, name):
     assert {key: value.shape for key, value in found.items()} == native.operand_shapes(network)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)]
+)
 def test_rounding_is_that_of_torch(native, precision, dtype):
     network, found = matrices(CONFIGS["gray"], native)
     rng = np.random.default_rng(0)
@@ -171,7 +173,9 @@ def test_packing_is_the_fragment_order_of_mma(native):
     network, found = matrices(PAPER, native)
     zeros = {name: np.zeros_like(value) for name, value in found.items()}
     matrix = np.arange(288 * 24, dtype=np.float32).reshape(288, 24) % 2039 + 1
-    packed = np.frombuffer(native.pack(network, "fp16", {**zeros, "segment.narrow": matrix}), np.float16)
+    packed = np.frombuffer(
+        native.pack(network, "fp16", {**zeros, "segment.narrow": matrix}), np.float16
+    )
     packed = packed[np.flatnonzero(packed)[0] :][: matrix.size].astype(np.float32)
     step = packed.reshape(18, 3 * 128)[5]
     rows = matrix[5 * 16 : 6 * 16]

@@ -58,7 +58,7 @@ def assert_clean(report: dict) -> None:
 
 
 class Stage:
-    """Runs scenarios with the extension and the stand-in of this session."""
+    """Runs scenarios with the extension and the stand-in that the fixtures built."""
 
     def __init__(self, native: ModuleType, library: Path) -> None:
         self.native, self.library = native, library

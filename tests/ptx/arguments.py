@@ -77,10 +77,9 @@ def pack_arguments(f: Function, args: list, memory: DeviceMemory) -> bytes:
     return bytes(block)
 
 
-def load_variables(module: Module, memory: DeviceMemory) -> dict[str, int]:
+def load_variables(module: Module, kernel: Function, memory: DeviceMemory) -> dict[str, int]:
     """Allocates the .global and .const variables; returns their addresses."""
-    scoped = list(module.vars.values())
-    scoped += [v for f in module.functions.values() for v in f.vars.values()]
+    scoped = [*module.vars.values(), *kernel.vars.values()]
     scoped = {v.name: v for v in scoped if v.space in ("global", "const")}
     addresses = {}
     for v in scoped.values():

@@ -56,7 +56,7 @@ class Executable:
         """The chunk of that shape, decoded."""
         key = (name, block, nblocks, dynamic_smem)
         if key not in self.cores:
-            function = self.module.functions[name]
+            function = self.module.functions[name].complete()
             self.cores[key] = Core(self.module, function, block, nblocks, dynamic_smem)
         self.cores.move_to_end(key)
         while len(self.cores) > KEPT_PROGRAMS:
@@ -147,7 +147,7 @@ def run(
         for b in memory.buffers:
             b.start_launch()
         launch.param_bytes = pack_arguments(f, args, memory)
-        launch.symbols = load_variables(exe.module, memory)
+        launch.symbols = load_variables(exe.module, f.complete(), memory)
         parameters = np.frombuffer(launch.param_bytes, np.uint8).copy()
         launch.symbols["kernel parameters"] = memory.add(
             parameters, name="kernel parameters", readonly=True, counted=False

@@ -91,8 +91,9 @@ def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def fma_small(a: np.ndarray, b: np.ndarray, c: np.ndarray, half: bool) -> np.ndarray:
     """Fused multiply-add of 16-bit floats given as float32 -> float32 that rounds to the result.
 
-    float32 holds the product; where rounding the sum to float32 could make the rounding to 16
-    bits go wrong (at ties and among the smallest numbers), the sum is rounded to odd instead.
+    float32 holds the product, as a rule; where rounding the sum to float32 could make the rounding
+    to 16 bits go wrong (at ties and at either end of the range), the sum is taken in float64 and
+    rounded to odd.
 
     Args:
         half: the format is float16, otherwise bfloat16.
@@ -101,7 +102,7 @@ def fma_small(a: np.ndarray, b: np.ndarray, c: np.ndarray, half: bool) -> np.nda
     s += c
     ties, tie, smallest = (0x1FFF, 0x1000, 2.0**-14) if half else (0xFFFF, 0x8000, 2.0**-100)
     doubtful = (s.view(U32) & U32(ties)) == U32(tie)
-    doubtful |= (np.abs(s) < F32(smallest)) & (s != 0)
+    doubtful |= ((np.abs(s) < F32(smallest)) & (s != 0)) | np.isinf(s)
     if doubtful.any():
         a, b, c = (v[doubtful].astype(F64) for v in np.broadcast_arrays(a, b, c))
         p = a * b

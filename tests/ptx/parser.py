@@ -8,6 +8,7 @@ are made unique, so that each function has one flat register file and one flat l
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from .errors import PtxParseError
 from .syntax import (
@@ -33,6 +34,9 @@ TOKEN = re.compile(
     r"|[{}()\[\];:,=<>!|+\-@*/&^~]"
 )
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+# A function's head up to the brace of its body, or the end of its declaration.
+FUNCTION = re.compile(r"\.(?:entry|func)\b[^{;]*[{;]")
+MARK = re.compile(r'[{}]|"(?:[^"\\]|\\.)*"')
 LINKAGE = (".visible", ".extern", ".weak", ".common")
 SPACES = (".shared", ".local", ".param", ".global", ".const")
 
@@ -58,23 +62,28 @@ class Scope:
 
 
 class Parser:
-    """Recursive descent over the tokens of one module."""
+    """Recursive descent over the tokens of a module, or of one function's body.
 
-    def __init__(self, text: str):
-        self.module = Module()
-        self.lines = text.split("\n")
+    Args:
+        text: without comments.
+        line: number of its first line.
+        module: what is known so far.
+    """
+
+    def __init__(self, text: str, line: int = 1, module: Module | None = None):
+        self.module = module or Module()
+        self.lines, self.first = text.split("\n"), line
         self.tok, self.line = [], []
-        clean = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text)
-        for number, line in enumerate(clean.split("\n"), 1):
-            for t in TOKEN.findall(line):
+        for number, content in enumerate(self.lines, line):
+            for t in TOKEN.findall(content):
                 # directives may be written together, as in `.reg.b32`
                 parts = re.findall(r"\.[^.]+", t) if t[0] == "." else [t]
                 self.tok += parts
                 self.line += [number] * len(parts)
         self.tok.append("")
-        self.line.append(len(self.lines))
-        self.i = 0
-        self.serial = 0
+        self.line.append(line + len(self.lines) - 1)
+        self.i = self.serial = self.depth = 0
+        self.loc = None
 
     # ---- tokens -------------------------------------------------------------------------------
     def peek(self, k: int = 0) -> str:
@@ -103,7 +112,7 @@ class Parser:
 
     def fail(self, message: str) -> None:
         n = self.line[max(self.i - 1, 0)]
-        raise PtxParseError(f"line {n}: {message}: {self.lines[n - 1].strip()}")
+        raise PtxParseError(f"line {n}: {message}: {self.lines[n - self.first].strip()}")
 
     @staticmethod
     def is_int(t: str) -> bool:
@@ -143,8 +152,14 @@ class Parser:
         return self.int_value(t)
 
     # ---- module level -------------------------------------------------------------------------
-    def parse(self) -> Module:
+    def parse(self, bodies: list[tuple[str, int]]) -> Module:
+        """Parses a module in which function bodies have been replaced by `{}`.
+
+        Args:
+            bodies: what stood there, and its line.
+        """
         m = self.module
+        waiting = iter(bodies)
         while self.peek():
             t = self.peek()
             if t == ".version":
@@ -164,13 +179,9 @@ class Parser:
             elif t in (".pragma", ".alias"):
                 self.skip_past(";")
             elif t in (*LINKAGE, *SPACES, ".func", ".entry"):
-                self.declaration()
+                self.declaration(waiting)
             else:
                 self.fail(f"unexpected {t!r} at module level")
-        for f in m.functions.values():  # `.file` may come after its uses
-            for ins in f.code:
-                if ins.loc:
-                    ins.loc = (m.files.get(ins.loc[0], str(ins.loc[0])), ins.loc[1])
         return m
 
     def file_directive(self) -> None:
@@ -183,12 +194,12 @@ class Parser:
             self.next()
         self.module.files[number] = name
 
-    def declaration(self) -> None:
+    def declaration(self, bodies: Iterator[tuple[str, int]]) -> None:
         linkage = set()
         while self.peek() in LINKAGE:
             linkage.add(self.next())
         if self.peek() in (".entry", ".func"):
-            self.function()
+            self.function(bodies)
         else:
             for v in self.variables(".extern" in linkage):
                 self.module.vars[v.name] = v
@@ -303,7 +314,7 @@ class Parser:
                 self.accept(",")
         return out
 
-    def function(self) -> None:
+    def function(self, bodies: Iterator[tuple[str, int]]) -> None:
         entry = self.next() == ".entry"
         returns = [] if entry else self.parameters()
         name = self.next()
@@ -324,20 +335,25 @@ class Parser:
             self.module.functions.setdefault(name, f)
             return
         self.expect("{")
-        self.loc = None
-        self.depth = 0
-        scope = Scope()
-        for v in f.params + returns:
-            f.vars[v.name] = v
-            scope.names[v.name] = v.name
-        self.body(f, scope)
+        self.expect("}")
+        text, line = next(bodies)
+        f.vars.update({v.name: v for v in f.params + returns})
+        f.body = lambda f: Parser(text, line, self.module).function_body(f)
         self.module.functions[name] = f
 
+    def function_body(self, f: Function) -> None:
+        """The body of a function, without its outer braces."""
+        scope = Scope()
+        scope.names.update({name: name for name in f.vars})
+        self.body(f, scope)
+
     def body(self, f: Function, scope: Scope) -> None:
-        """Statements up to the matching `}`; its `{` has been consumed."""
+        """Statements up to the end, or to the `}` of the block whose `{` has been consumed."""
         self.prescan_labels(scope)
-        while not self.accept("}"):
+        while not (self.depth and self.accept("}")):
             t = self.peek()
+            if t == "" and not self.depth:
+                return
             if t == "{":
                 self.i += 1
                 self.depth += 1
@@ -429,7 +445,8 @@ class Parser:
         n = self.line[self.i - 1]
         while self.line[self.i] == n and self.peek() not in ("", "}"):
             self.i += 1
-        self.loc = (number, line) if line else self.loc
+        if line:
+            self.loc = (self.module.files.get(number, str(number)), line)
 
     def instruction(self, f: Function, scope: Scope) -> Instruction:
         line, first = self.line[self.i], self.i
@@ -520,10 +537,34 @@ class Parser:
         return Addr(base, offset)
 
 
+def take_bodies(text: str) -> tuple[str, list[tuple[str, int]]]:
+    """Replaces the bodies of functions by `{}`, keeping lines; returns them with their lines."""
+    kept, bodies, at = [], [], 0
+    for declaration in FUNCTION.finditer(text):
+        if declaration.start() < at or declaration[0].endswith(";"):
+            continue
+        start = end = declaration.end()
+        depth = 1
+        while depth:
+            mark = MARK.search(text, end)
+            if mark is None:
+                line = text.count("\n", 0, start) + 1
+                raise PtxParseError(f"line {line}: unterminated function")
+            depth += {"{": 1, "}": -1}.get(mark[0], 0)
+            end = mark.end()
+        body = text[start : end - 1]
+        bodies.append((body, text.count("\n", 0, start) + 1))
+        kept += [text[at:start], "\n" * body.count("\n")]
+        at = end - 1
+    return "".join([*kept, text[at:]]), bodies
+
+
 def parse(text: str) -> Module:
     """Parses PTX text.
 
     Raises:
         PtxParseError: naming the line.
     """
-    return Parser(text).parse()
+    text = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text)
+    outside, bodies = take_bodies(text)
+    return Parser(outside).parse(bodies)

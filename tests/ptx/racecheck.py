@@ -112,10 +112,12 @@ class RaceChecker:
         """Elements and granules of accesses by `lanes` not ordered after those in `slots`."""
         access = slots.get(index, size)
         late = self.late(access)
+        if late.any():
+            late &= access & (1 << THREAD_BITS) - 1 != self.thread[lanes][:, None]
         if not late.any():
             nothing = np.empty(0, np.int64)
             return nothing, nothing
-        k, j = np.nonzero(late & (access & (1 << THREAD_BITS) - 1 != self.thread[lanes][:, None]))
+        k, j = np.nonzero(late)
         access, lane = access[k, j], lanes[k]
         other = (access & (1 << THREAD_BITS) - 1) >> 5
         known = self.known[self.core.block_of[lane], self.thread[lane] >> 5, other]
@@ -156,9 +158,9 @@ class RaceChecker:
             self.remember_second(index, size, stamp, lost)
 
     def remember_second(self, index, size, stamp, which):
-        k, j = np.nonzero(which)
-        at = index[k] * (size // self.read2.granule) + j
-        self.read2.data[at] = stamp[k, j]
+        """Enters the marked granules' accesses as the reads before the last."""
+        stamp = np.where(which, stamp, self.read2.get(index, size))
+        self.read2.set(index, size, stamp)
 
     def shared_write(self, ins, sel, index, size, values):
         """Checks a write, and remembers it; values: None when not known yet (cp.async)."""

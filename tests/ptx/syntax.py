@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 # Bits of each fundamental type (PTX ISA 5.2).
@@ -144,6 +145,7 @@ class Function:
         labels: label -> index in code.
         tables: label of a `.branchtargets` -> labels.
         directives: such as maxntid -> its numbers.
+        body: enters regs, vars, code, labels and tables, once; None: done, or only declared.
     """
 
     name: str
@@ -156,11 +158,23 @@ class Function:
     tables: dict[str, list[str]] = field(default_factory=dict)
     directives: dict[str, list[int]] = field(default_factory=dict)
     defined: bool = True
+    body: Callable[[Function], None] | None = None
+
+    def complete(self) -> Function:
+        """Parses the body if that has not been done; a module has more kernels than one runs.
+
+        Raises:
+            PtxParseError: naming the line.
+        """
+        if self.body is not None:
+            parse, self.body = self.body, None
+            parse(self)
+        return self
 
 
 @dataclass
 class Module:
-    """Parsed PTX module."""
+    """Parsed PTX module; the bodies of functions are parsed when `complete` asks for them."""
 
     version: str = ""
     target: str = ""
