@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,10 @@ def pytest_report_header() -> str:
     absent = []
     if not torch.cuda.is_available():
         absent.append("CUDA device (tests marked gpu are skipped)")
+    if shutil.which("nvcc") is None:
+        absent.append("nvcc (CUDA sources are not compiled)")
+    if importlib.util.find_spec("triton") is None:
+        absent.append("triton (its kernels are not compiled)")
     if "DSSNET_FAST_GOLDEN" not in os.environ:
         absent.append("DSSNET_FAST_GOLDEN (outputs of the released network are not compared)")
     return "dssnet_fast: absent here: " + ("; ".join(absent) or "nothing")

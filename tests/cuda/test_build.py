@@ -189,7 +189,12 @@ def test_only_what_changed_is_compiled_again(tree):
     with open(next((tree.root / "csrc" / "cuda").glob("*.h")), "a") as file:
         file.write("// changed\n")
     tree.build()
-    assert tree.compiled().count("nvcc") == len(MODULES)
+    again = tree.compiled()
+    assert again.count("nvcc") == len(MODULES)
+    assert again.count("c++") == len(units), "the plans share headers with the kernels"
+    tree.add("c++", version="c++ 13.1.0")
+    tree.build()
+    assert tree.compiled() == ["c++"] * (len(units) + 1)
     tree.add("nvcc", **NVCC | {"version": "V13.1.20"})
     tree.build()
     assert set(tree.compiled()) == {"nvcc", "ptxas"}
@@ -396,6 +401,18 @@ def test_the_sdist_has_what_the_wheel_is_built_from(tree, tmp_path):
         assert set(wheel.namelist()) == expected
 
 
+def test_the_digest_is_of_names_and_contents(tmp_path):
+    def digest(**files):
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        return sources.digest([tmp_path / name for name in files], tmp_path)
+
+    first = digest(a="one", b="two")
+    assert digest(b="two", a="one") == first
+    others = [digest(a="one", b="owt"), digest(a="one", c="two"), digest(a="onetwo", b="")]
+    assert len({first, *others, digest(a="one")}) == 5
+
+
 # --- finding it ----------------------------------------------------------------------------------
 
 
@@ -451,6 +468,12 @@ def test_what_is_wrong_with_a_build_is_said(tree, look):
 
     tree.extension.rename(tree.extension.with_name("_native.cpython-39.so"))
     assert "was built for another Python" in look(package)[0]
+    # The latest build was for that one; what lies here for this one is older.
+    manifest = tree.manifest
+    manifest["extension"]["file"] = "_native.cpython-39.so"
+    (tree.root / IMAGES / sources.MANIFEST).write_text(json.dumps(manifest))
+    tree.extension.touch()
+    assert "was built for another Python" in look(package)[0]
 
     append(tree.root / "csrc" / "cuda" / f"{MODULES[0]}.cu", "// changed")
     assert look(package)[2] == (
@@ -501,6 +524,13 @@ def test_a_checkout_takes_the_installed_copys_build(tree, look, tmp_path):
     assert "cannot be loaded" in problem
     assert where == installed
     assert images is None
+    (installed / f"_native{SUFFIX}").unlink()
+    header.parent.mkdir()
+    header.write_text(before)
+    tree.build()
+    problem, where, _ = look(installed, tree.root, site)
+    assert "was built for another Python" in problem
+    assert where == installed
 
 
 def test_the_extension_is_loaded_under_its_name(native):
@@ -540,7 +570,11 @@ class Environment:
 
 LOAD = (
     "from dssnet_fast.backends.cuda import native\n"
-    "print(native.problem() or native.module().__file__)"
+    "problem = native.problem()\n"
+    "if problem is None:\n"
+    "    import dssnet_fast._native as found\n"
+    "    assert found is native.module()\n"
+    "print(problem or found.__file__)"
 )
 SITUATIONS = {
     "nvcc": ("c++", "nvcc"),

@@ -88,6 +88,25 @@ def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return s.astype(F32)
 
 
+def directed(exact: np.ndarray, error: np.ndarray, mode: str) -> np.ndarray:
+    """float64 -> float32 towards zero, minus or plus infinity (rz, rm, rp).
+
+    Args:
+        exact: the value, but for `error`.
+        error: what rounding it to float64 has lost; only its sign counts.
+    """
+    f = exact.astype(F32)
+    above = f.astype(F64) - exact
+    above = np.where(above == 0, -error, above)
+    if mode == "rz":
+        mode = np.where(exact > 0, "rm", "rp")
+    down = (above > 0) & (mode == "rm")
+    up = (above < 0) & (mode == "rp")
+    g = np.where(down, np.nextafter(f, F32(-np.inf)), f)
+    g = np.where(up, np.nextafter(f, F32(np.inf)), g)
+    return np.where(np.isfinite(exact), g, f)
+
+
 def fma_small(a: np.ndarray, b: np.ndarray, c: np.ndarray, half: bool) -> np.ndarray:
     """Fused multiply-add of 16-bit floats given as float32 -> float32 that rounds to the result.
 

@@ -103,6 +103,7 @@ class Program:
 
     Attributes:
         code: one Op for each instruction, and a final return.
+        index: of the instruction that is being decoded.
         sources: names of registers that are read.
         loaded: names of registers that only loads write.
         group_of: group of each mma instruction, by index.
@@ -120,7 +121,8 @@ class Program:
         self.allocate_tiles()
         self.allocate_shared()
         self.code = []
-        for self.index, ins in enumerate(self.function.code):
+        for index, ins in enumerate(self.function.code):
+            self.index = index
             self.code.append(self.decode(ins))
         end = Instruction(("ret",), (), None, 0, "end of function")
         self.code.append(self.decode(end))

@@ -8,8 +8,8 @@ of one thread are always ordered. Two unordered accesses to a byte, at least one
 are a hazard, except writes of the value that is already there.
 
 The last write and the last two reads of every granule are remembered, a granule being as large
-as the smallest shared access of the kernel, at most 8 bytes. What is not later than `floor`, the oldest of all
-`known`, is ordered for everyone; hence one comparison settles nearly every access.
+as the smallest shared access of the kernel, at most 8 bytes. What is not later than `floor`, the
+oldest of all `known`, is ordered for everyone; hence one comparison settles nearly every access.
 
 Warp barriers on part of a warp are treated as covering the whole warp. Shared atomics are
 checked against earlier plain accesses but not remembered.

@@ -240,6 +240,8 @@ def test_one_block_more_is_one_round_more():
         # 168 registers: 5,376 a warp, 3 of a scheduler's, 12 warps.
         ("H100", 168, 256, 79_200, {"registers": 1, "shared": 2, "warps": 8, "all": 1}),
         ("H100", 40, 128, 200_000, {"registers": 12, "shared": 1, "warps": 16, "all": 1}),
+        # 3,840 a warp: 4 of each scheduler's, though the whole file has room for 17.
+        ("A100", 120, 32, 0, {"registers": 16, "shared": 164, "warps": 32, "all": 16}),
         ("RTX 4090", 16, 32, 0, {"registers": 128, "shared": 100, "warps": 24, "all": 24}),
         ("A100", 32, 32, 100, {"registers": 64, "shared": 145, "warps": 32, "all": 32}),
     ],

@@ -173,8 +173,6 @@ def scan(p, ins):
     t = ins.op[-1]
     width = WIDTH[t]
     d, a = ins.operands
-    if ins.has("shiftamt"):
-        raise unsupported(ins)
 
     def octets(a):
         return np.ascontiguousarray(a).view(np.uint8).reshape(-1, width // 8)
@@ -195,6 +193,7 @@ def scan(p, ins):
 
     def bfind(a):
         k = top_bit(np.where(a < 0, ~a, a).view(f"u{width // 8}"))
+        k = np.where(k < 0, -1, width - 1 - k) if ins.has("shiftamt") else k
         return k.astype(np.int32).view(U32)
 
     if ins.name == "brev":

@@ -146,6 +146,8 @@ def cvt(p, ins):
         return cvt_pack(p, ins)
     dt, st = ins.op[-2:]
     mode = next((m for m in ("rn", "rna", "rz", "rm", "rp") if m in ins.op), "rn")
+    if st not in FLOATS and dt in FLOATS and modifier(ins):
+        raise unsupported(ins)
     narrowing = dt in FLOATS | {"tf32"} | set(PACKED) and not (
         dt == "tf32" and mode in ("rna", "rz")
     )
@@ -160,11 +162,7 @@ def cvt(p, ins):
     if st in FLOATS:
         f = from_float(ins, dt, st, mode)
     elif dt in FLOATS:
-        modify = modifier(ins) if dt in ("f32", "f64") else None
-        if modify:
-            f = lambda x: modify(int_to_float(x, dt))  # noqa: E731
-        else:
-            f = lambda x: int_to_float(x, dt)  # noqa: E731
+        f = lambda x: int_to_float(x, dt)  # noqa: E731
     else:
         f = from_int(dt, ins.has("sat"))
     return p.emit(dst, f, src)

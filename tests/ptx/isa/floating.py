@@ -20,7 +20,6 @@ PACKED = {"f16x2": "f16", "bf16x2": "bf16"}
 TYPES = {"f16", "f16x2", "bf16", "bf16x2", "f32", "f64"}
 LIFT = {"f16": nm.half_to_f32, "bf16": nm.bf16_to_f32}
 NARROW = {"f16": nm.to_half, "bf16": nm.to_bf16}
-DIRECTED = ("rz", "rm", "rp")
 
 
 def lift(t, ftz=False):
@@ -76,14 +75,32 @@ def emit_wide(p, ins, f):
 
 def emit(p, ins, f):
     """Instruction of any float type whose result `f` is rounded by its own dtype."""
-    if any(ins.has(m) for m in DIRECTED):
+    if rounding(ins):
         raise unsupported(ins)
     return emit_wide(p, ins, f) if ins.op[-1] in ("f32", "f64") else emit_small(p, ins, f)
 
 
+def rounding(ins):
+    """Directed rounding mode in the opcode, or None."""
+    return next((m for m in ("rz", "rm", "rp") if m in ins.op), None)
+
+
 def arithmetic(p, ins):
     """add, sub, mul."""
-    return emit(p, ins, {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ins.name])
+    f = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ins.name]
+    mode = rounding(ins)
+    if not mode or ins.op[-1] != "f32":
+        return emit(p, ins, f)
+
+    def directed(a, b):
+        a, b = a.astype(F64), b.astype(F64)
+        s = f(a, b)
+        lost = np.zeros(1)
+        if ins.name != "mul":
+            lost = nm.two_sum_error(a, b if ins.name == "add" else -b, s)
+        return nm.directed(s, lost, mode)
+
+    return emit_wide(p, ins, directed)
 
 
 def divide(p, ins):
@@ -93,13 +110,21 @@ def divide(p, ins):
 
 @op("fma")
 def fma(p, ins):
-    t = ins.op[-1]
-    if t == "f64" or any(ins.has(m) for m in DIRECTED):
+    t, mode = ins.op[-1], rounding(ins)
+    if t == "f64" or (mode and t != "f32"):
         raise unsupported(ins)
-    if t == "f32":
+    if t != "f32":
+        half = t in ("f16", "f16x2")
+        return emit_small(p, ins, lambda a, b, c: nm.fma_small(a, b, c, half))
+    if not mode:
         return emit_wide(p, ins, nm.fma_f32)
-    half = t in ("f16", "f16x2")
-    return emit_small(p, ins, lambda a, b, c: nm.fma_small(a, b, c, half))
+
+    def directed(a, b, c):
+        m, c = a.astype(F64) * b, c.astype(F64)
+        s = m + c
+        return nm.directed(s, nm.two_sum_error(m, c, s), mode)
+
+    return emit_wide(p, ins, directed)
 
 
 def min_max(p, ins):
@@ -136,6 +161,14 @@ def abs_neg(p, ins):
     if ins.name == "abs":
         return p.emit(p.dst(d, b), lambda a: a & ~sign, p.src(a, b))
     return p.emit(p.dst(d, b), lambda a: a ^ sign, p.src(a, b))
+
+
+@op("copysign")
+def copysign(p, ins):
+    """copysign d, a, b: magnitude of b, sign of a."""
+    d, a, b = ins.operands
+    t = ins.op[-1]
+    return p.emit(p.dst(d, t), lambda a, b: np.copysign(b, a), p.src(a, t), p.src(b, t))
 
 
 def through_f64(f):

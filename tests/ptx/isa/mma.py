@@ -85,9 +85,7 @@ class Fragment:
         """Whether every block holds the first one's values."""
         core = self.core
         every = zip(self.names, (r for x in regs for r in x), strict=True)
-        return all(
-            core.uniform.get(name) is sel or core.same_in_all_blocks(r) for name, r in every
-        )
+        return all(core.uniform.get(name) is sel or core.same_in_all_blocks(r) for name, r in every)
 
 
 class Accumulators:
