@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from networks import noise, random_network
-from ptx.plans import device_properties, run_plan, shipped_kernels
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +17,8 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.weights import FoldedWeights, fold_checkpoint
+from networks import noise, random_network
+from ptx.plans import device_properties, run_plan, shipped_kernels
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

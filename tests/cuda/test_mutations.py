@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
+from dssnet_fast.python_ref.config import DSSNetConfig
 from laboratory import Laboratory, Reference, last, specimen
 from networks import CONFIGS
 from ptx import errors
 from ptx.plans import KERNELS, compile_kernels, shipped_kernels
-
-from dssnet_fast.python_ref.config import DSSNetConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from laboratory import Laboratory, Reference, last, relative_error, specimen
-from networks import noise
 from PIL import Image
 
 from dssnet_fast import FastDSSNet
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.weights import unfold
+from laboratory import Laboratory, Reference, last, relative_error, specimen
+from networks import noise
 
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
 

@@ -7,9 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from laboratory import Laboratory
-from networks import CONFIGS, random_network
-from ptx.plans import DEVICES, device_properties
 
 from dssnet_fast.backends.cuda.engine import network_of
 from dssnet_fast.backends.cuda.operands import operands
@@ -17,6 +14,9 @@ from dssnet_fast.checkpoint import from_state
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.weights import fold_checkpoint
+from laboratory import Laboratory
+from networks import CONFIGS, random_network
+from ptx.plans import DEVICES, device_properties
 
 PAPER = DSSNetConfig(super_resolution=False, edge=False)
 ALL = ("uint8", "labels")
@@ -189,7 +189,7 @@ def test_packing_is_the_fragment_order_of_mma(native):
 
 def test_missing_and_misshapen_operands(native):
     network, found = matrices(CONFIGS["gray"], native)
-    with pytest.raises(ValueError, match="no values for the operand extract.head"):
+    with pytest.raises(ValueError, match=r"no values for the operand extract\.head"):
         native.pack(network, "fp16", {k: v for k, v in found.items() if k != "extract.head"})
     with pytest.raises(ValueError, match=r"operand segment.narrow must have shape \[288, 24\]"):
         native.pack(network, "fp16", {**found, "segment.narrow": found["segment.narrow"][:-1]})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laboratory import Laboratory, Reference, last, relative_error, specimen
-from networks import CONFIGS
 
 from dssnet_fast.python_ref.config import DSSNetConfig
+from laboratory import Laboratory, Reference, last, relative_error, specimen
+from networks import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
 

@@ -121,11 +121,14 @@ def fma_small(a: np.ndarray, b: np.ndarray, c: np.ndarray, half: bool) -> np.nda
     s += c
     ties, tie, smallest = (0x1FFF, 0x1000, 2.0**-14) if half else (0xFFFF, 0x8000, 2.0**-100)
     doubtful = (s.view(U32) & U32(ties)) == U32(tie)
-    doubtful |= ((np.abs(s) < F32(smallest)) & (s != 0)) | np.isinf(s)
-    if doubtful.any():
-        a, b, c = (v[doubtful].astype(F64) for v in np.broadcast_arrays(a, b, c))
+    doubtful |= (np.abs(s) < F32(smallest)) & (s != 0)
+    if not half:
+        doubtful |= np.isinf(s)  # of the product only, perhaps
+    k = np.flatnonzero(doubtful)
+    if len(k):
+        a, b, c = (np.broadcast_to(v, s.shape).reshape(-1)[k].astype(F64) for v in (a, b, c))
         p = a * b
-        s[doubtful] = single(odd(p + c, lambda total: two_sum_error(p, c, total)))
+        s.reshape(-1)[k] = single(odd(p + c, lambda total: two_sum_error(p, c, total)))
     return s
 
 

@@ -634,7 +634,7 @@ def _print_model(report: dict) -> None:
         if gpu.mma_share < 1:
             print(
                 f" at the datasheet's tensor rate; {_an_image(found['mma_sync'], batch)} "
-                f"with mma.sync at {gpu.mma_share:.0%} of it",
+                f"if mma.sync reaches {gpu.mma_share:.0%} of it",
                 end="",
             )
         rate = found["requested_bytes_per_second"] / 1e12

@@ -63,8 +63,8 @@ class Gpu:
         return DEVICES[self.name]["capability"]
 
 
-# The H100's datasheet rate is that of wgmma; mma.sync reached 62 % of it in "Benchmarking and
-# Dissecting the Nvidia Hopper GPU Architecture" (arXiv 2402.13499).
+# The H100's datasheet rate is that of wgmma. What mma.sync reaches of it is not documented: the
+# share here is an assumption.
 GPUS = {
     gpu.name: gpu
     for gpu in (
