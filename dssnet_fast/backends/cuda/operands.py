@@ -19,7 +19,7 @@ from dssnet_fast import fold
 from dssnet_fast.weights import FoldedWeights
 
 if TYPE_CHECKING:
-    from dssnet_fast.backends.cuda.native import Sizes
+    from dssnet_fast._native import Sizes
 
 STEP = 16  # of k, one tensor-core instruction
 TILE = 8  # of n
