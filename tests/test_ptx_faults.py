@@ -124,6 +124,21 @@ def test_two_writes_of_one_instruction():
     assert "in one instruction" in str(e)
 
 
+@pytest.mark.parametrize(("value", "fine"), [(5, True), (6, False)])
+def test_writing_the_same_value_is_no_hazard(value, fine):
+    """Thread 1 writes where thread 0 has written, with no barrier between."""
+    body = f""".shared .align 4 .b8 s[64]; setp.eq.u32 %c0, %t, 0; setp.eq.u32 %c1, %t, 1;
+        mov.u32 %d0, 5; mov.u32 %d1, {value};
+        @%c0 st.shared.u32 [s], %d0; @%c1 st.shared.v2.u32 [s], {{%d1, %d1}};"""
+    text = f"""{HEAD}.visible .entry k() {{ .reg .b32 %d<2>, %t; .reg .pred %c<2>;
+        mov.u32 %t, %tid.x; {body} ret; }}"""
+    if fine:
+        run(text, "k", 1, 32, [], racecheck=True)
+    else:
+        with pytest.raises(SharedRace, match="write-after-write hazard on shared offset 0"):
+            run(text, "k", 1, 32, [], racecheck=True)
+
+
 @needs_nvcc
 @pytest.mark.parametrize("lanes", [32, 4096])
 def test_blocks_collide(lanes):

@@ -204,6 +204,20 @@ def test_products_run_together_only_when_nothing_between_them_interferes():
     assert (r[8] == 16 + 32 + 32 + 64).all()
 
 
+def test_fragments_follow_their_registers():
+    """Operands that change between two products, and a result that is read before the next."""
+    one, two = 0x3C003C00, 0x40004000
+    body = f"""mov.b32 %a0, {one}; mov.b32 %a1, {one};
+        {"".join(f"mov.b32 %d{i}, 0;" for i in range(14))}
+        {product(0, 0, 1)} mov.b32 %a1, {two}; {product(4, 0, 1)} mov.b32 %a0, {two};
+        {product(8, 0, 1)} {product(0, 0, 1)} mov.b32 %d12, %d4; {product(4, 0, 1)}
+        mov.b32 %d13, %d4; mov.b32 %d4, 0; {product(4, 0, 1)}"""
+    r = execute(body, np.zeros(32, np.uint32), results=14).view(np.float32)
+    wanted = [16 + 64] * 4 + [64] + [32 + 64 + 64] * 3 + [64] * 4 + [32, 32 + 64]
+    assert r[:, 0].tolist() == wanted
+    assert (r == r[:, :1]).all()
+
+
 def test_products_of_warps_that_part():
     """Two of three warps take the products, and half of them a second round."""
     one = 0x3C003C00
@@ -316,6 +330,26 @@ def test_async_copies_land_group_by_group():
         else:
             with pytest.raises(AsyncCopyHazard, match="read of shared offset"):
                 run(ptx, "k", 1, 32, [x, y])
+
+
+def test_async_copies_that_no_wait_covers():
+    """Without a commit a group stays open; nobody may write where a copy is on its way."""
+    text = f"""{HEAD}.visible .entry k(.param .u64 x) {{
+        .reg .b32 %d, %t, %s; .reg .b64 %p, %q; .shared .align 16 .b8 m[1024];
+        ld.param.u64 %p, [x]; mov.u32 %t, %tid.x; mul.wide.u32 %q, %t, 16; add.u64 %p, %p, %q;
+        mul.lo.u32 %t, %t, 16; mov.u32 %s, m; add.u32 %s, %s, %t;
+        cp.async.cg.shared.global [%s], [%p], 16; cp.async.wait_all; ld.shared.u32 %d, [%s];
+        cp.async.cg.shared.global [%s], [%p], 16; NEXT
+        cp.async.commit_group; cp.async.wait_group 0; ld.shared.u32 %d, [%s]; ret; }}"""
+    x = np.arange(256, dtype=np.uint32)
+    run(text.replace("NEXT", ""), "k", 1, 32, [x])
+    for bug, kind in (
+        ("cp.async.wait_group 0; ld.shared.u32 %d, [%s];", "read of"),
+        ("st.shared.u32 [%s + 4], %d;", "write to"),
+        ("cp.async.ca.shared.global [%s + 8], [%p], 8;", "write to"),
+    ):
+        with pytest.raises(AsyncCopyHazard, match=f"{kind} shared offset"):
+            run(text.replace("NEXT", bug), "k", 1, 32, [x])
 
 
 def test_other_shapes_are_refused():
