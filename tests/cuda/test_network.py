@@ -74,10 +74,10 @@ def test_answers_do_not_depend_on_tiles_or_neighbours(native):
     assert torch.equal(alone.infer(image[1:], "logits"), together[1:])
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_values_near_the_end_of_the_range(native, precision):
-    # Activations up to 4e4 everywhere behind the stem, as far as fp16 reaches: what is finite in
-    # PyTorch stays finite here, differences and partial sums included.
+def test_values_near_the_end_of_the_range(native):
+    # Activations up to 4e4 everywhere behind the stem, nearly as far as fp16 reaches (bf16 reaches
+    # as far as float32): what is finite in PyTorch stays finite here, differences and partial sums
+    # included.
     network, _ = specimen(DSSNetConfig(classes=2, blocks=2), (1, 40, 72))
     image = noise(1, 40, 72, 3, seed=3)
     x = (torch.from_numpy(image).double().permute(0, 3, 1, 2) - 128) / 128
@@ -92,7 +92,7 @@ def test_values_near_the_end_of_the_range(native, precision):
                 layer.bias.mul_(scale)
             for layer in (block.squeeze, block.restore):
                 layer.bias.mul_(scale)
-    laboratory = Laboratory(native, network.float(), precision)
+    laboratory = Laboratory(native, network.float())
     reference = Reference(network, laboratory.dtype, image)
     with torch.no_grad():
         maps = reference.exact.extract(reference.exact.downsample(reference.image))
