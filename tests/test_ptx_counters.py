@@ -95,6 +95,18 @@ def test_recognised_repetitions_count_like_the_first():
         assert c.global_load.sectors == sectors, step
 
 
+def test_lanes_that_differ_between_blocks():
+    """Both blocks read the same 32 words, one with a whole warp, one with halves of two."""
+    text = f"""{HEAD}.visible .entry k(.param .u64 x) {{
+        .reg .b32 %a, %t, %c, %f; .reg .b64 %p; .reg .pred %l, %h;
+        ld.param.u64 %p, [x]; mov.u32 %t, %tid.x; mov.u32 %c, %ctaid.x; shl.b32 %f, %c, 4;
+        sub.u32 %t, %t, %f; setp.lt.u32 %l, %t, 32; mad.wide.s32 %p, %t, 4, %p;
+        @%l ld.global.u32 %a, [%p]; ret; }}"""
+    c = run(text, "k", 2, 64, [np.zeros(32, np.uint32)]).counters
+    assert (c.global_load.requests, c.global_load.bytes) == (3, 256)
+    assert (c.global_load.sectors, c.global_load.unique_sectors) == (8, 4)
+
+
 def test_site_asks_again_when_the_pattern_changes():
     class Chunk:
         lanes, nblocks = 64, 1

@@ -1,6 +1,6 @@
 """The runner against a driver that keeps books (stand_in.cpp), driven down every path.
 
-Under sanitizers too, in the tests marked slow.
+Under sanitizers too, in the tests marked large.
 """
 
 from __future__ import annotations
@@ -691,7 +691,7 @@ def sanitized(builder, flags: tuple[str, ...], environment: dict[str, str], scen
     return result, report, said
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_addresses_and_undefined_behaviour(builder, used_calls):
     """All scenarios and every failure under AddressSanitizer and UndefinedBehaviorSanitizer.
 
@@ -712,7 +712,7 @@ def test_addresses_and_undefined_behaviour(builder, used_calls):
         assert not leaks, "\n\n".join(leaks)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_races(builder):
     """The threads' scenarios under ThreadSanitizer."""
     flags = ("-g", "-fsanitize=thread")

@@ -105,7 +105,7 @@ class Accumulators:
 class Product:
     """D = A B + C for a group of mma instructions."""
 
-    def __init__(self, p, members, reuse_a=False, reuse_b=False):
+    def __init__(self, p, members, reuse_a, reuse_b):
         ins = members[0]
         at, bt = ins.op[-3:-1]
         self.core = p.core
@@ -174,31 +174,21 @@ def mma(p, ins):
     )
     if not supported:
         raise unsupported(ins)
-    k = int(shape.removeprefix("m16n8k"))
-    core, group = p.core, p.group_of[p.index]
-    leader, last = group.members[0], group.members[-1]
-    alone = Product(p, [ins])
-    if leader == last:
-        step = alone.run if ins.guard else Product(p, [ins], group.reuse_a, group.reuse_b).run
-        return aligned(p, ins, step, 16 * 8 * k)
-    if p.index != leader:
+    macs = 16 * 8 * int(shape.removeprefix("m16n8k"))
+    group = p.group_of[p.index]
+    if p.index != group.members[0]:
 
         def follow(sel):
-            if group.done is not sel:
-                alone.run(sel)
+            # all lanes have come by way of the leader: it is in the same basic block, and mma
+            # lets whole warps pass only, so that nothing has made them wait since
+            assert group.done is sel
 
-        return aligned(p, ins, follow, 16 * 8 * k)
+        return aligned(p, ins, follow, macs)
     members = [p.function.code[m] for m in group.members]
     together = Product(p, members, group.reuse_a, group.reuse_b)
 
     def lead(sel):
-        # lanes that wait between the members would join in the middle of the group
-        if any(leader < pc <= last for pc in (*core.ready, *core.blocked)):
-            core.fragments.clear()
-            group.done = None
-            alone.run(sel)
-        else:
-            group.done = sel
-            together.run(sel)
+        group.done = sel
+        together.run(sel)
 
-    return aligned(p, ins, lead, 16 * 8 * k)
+    return aligned(p, ins, lead, macs)
