@@ -417,6 +417,20 @@ def test_indexed_branch():
     assert np.array_equal(r, 10 + np.minimum(np.arange(64) % 4, 2))
 
 
+def test_scopes_have_their_own_names():
+    """As inline assembly does: registers and labels of the same names, one block after another."""
+    block = """{{ .reg .b32 %t, %x<2>; .reg .pred %c0; mov.u32 %t, {start}; mov.u32 %x1, 0;
+        AGAIN: add.u32 %x1, %x1, %t; sub.u32 %t, %t, 1; setp.ne.u32 %c0, %t, 0; @%c0 bra AGAIN;
+        add.u32 %d0, %d0, %x1; }}"""
+    body = "mov.u32 %d0, %t; AGAIN:" + block.format(start=3) + block.format(start=5)
+    body += "setp.lt.u32 %c0, %d0, 100; @%c0 bra AGAIN;"
+    (r,) = execute(body, np.zeros(64, np.uint32))
+    want = np.arange(64) + 21
+    while (want < 100).any():
+        want = np.where(want < 100, want + 21, want)
+    assert np.array_equal(r, want)
+
+
 def test_special_registers():
     text = f"""{HEAD}.extern .shared .align 16 .b8 dynamic[];
         .visible .entry k(.param .u64 y) {{ .reg .b32 %r<12>, %o; .reg .b64 %q, %w;

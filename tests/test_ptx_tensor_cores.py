@@ -259,6 +259,26 @@ def test_operands_that_are_the_same_in_every_block():
     assert results[0, 64][0][0] == results[0, 64][0][2]
 
 
+def test_operands_that_blocks_share_only_at_first():
+    """One load, the same address for all blocks in the first turn of a loop, then their own."""
+    text = f"""{HEAD}.visible .entry k(.param .u64 x, .param .u64 y) {{
+        .reg .b32 %a<2>, %d<4>, %t, %c, %k; .reg .b64 %p, %q; .reg .pred %z;
+        ld.param.u64 %p, [x]; mov.u32 %t, %tid.x; mov.u32 %c, %ctaid.x; mov.u32 %k, 0;
+        mad.wide.u32 %p, %t, 4, %p; ld.param.u64 %q, [y]; mad.lo.u32 %t, %c, 64, %t;
+        mad.wide.u32 %q, %t, 16, %q; {"".join(f"mov.b32 %d{i}, 0;" for i in range(4))}
+        LOOP: ld.global.nc.u32 %a0, [%p]; ld.global.nc.u32 %a1, [%p + 1024]; {product(0, 0, 1)}
+        mad.wide.u32 %p, %c, 256, %p; add.u32 %k, %k, 1; setp.lt.u32 %z, %k, 2; @%z bra LOOP;
+        st.global.v4.b32 [%q], {{%d0, %d1, %d2, %d3}}; ret; }}"""
+    x = random().integers(-3, 4, (4096, 2)).astype(np.float16)
+    results = []
+    for lanes in (64, 4096):
+        y = output((3, 64, 4))
+        run(text, "k", 3, 64, [x, y], lanes=lanes)
+        results.append(y.array.tolist())
+    assert results[0] == results[1]
+    assert results[0][0] != results[0][1]
+
+
 @pytest.mark.parametrize("transposed", ["", ".trans"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ldmatrix_and_stmatrix(count, transposed):
@@ -343,13 +363,20 @@ def test_async_copies_that_no_wait_covers():
         cp.async.commit_group; cp.async.wait_group 0; ld.shared.u32 %d, [%s]; ret; }}"""
     x = np.arange(256, dtype=np.uint32)
     run(text.replace("NEXT", ""), "k", 1, 32, [x])
+    four = "{%d, %d, %d, %d}"
     for bug, kind in (
         ("cp.async.wait_group 0; ld.shared.u32 %d, [%s];", "read of"),
         ("st.shared.u32 [%s + 4], %d;", "write to"),
         ("cp.async.ca.shared.global [%s + 8], [%p], 8;", "write to"),
+        (f"st.shared.v4.u32 [%s], {four};", "write to"),
+        (f"ld.shared.v4.u32 {four}, [%s];", "read of"),
     ):
-        with pytest.raises(AsyncCopyHazard, match=f"{kind} shared offset"):
-            run(text.replace("NEXT", bug), "k", 1, 32, [x])
+        for size in (16, 4):  # a copy may touch only a part of what is accessed
+            if size == 4 and "v4" not in bug:
+                continue
+            ptx = text.replace("[%p], 16; NEXT", f"[%p], {size}; {bug}").replace("cg.", "ca.")
+            with pytest.raises(AsyncCopyHazard, match=f"{kind} shared offset"):
+                run(ptx, "k", 1, 32, [x])
 
 
 def test_other_shapes_are_refused():
