@@ -33,7 +33,7 @@ def patterns(t: torch.Tensor) -> np.ndarray:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [80, 120])
+@pytest.mark.parametrize("arch", [80, 90])
 def test_conversions(arch):
     x = specials()
     n = len(x)

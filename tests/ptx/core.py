@@ -19,6 +19,7 @@ from .barriers import Barriers
 from .errors import BarrierError, WarpSyncError
 from .lanes import LaneSet
 from .layout import granule, lay_out
+from .numerics import one_thread
 from .patterns import sites
 from .program import BRANCH, PLAIN, WARP_SYNC, Program
 from .racecheck import RaceChecker
@@ -139,7 +140,7 @@ class Core:
         whole = self.padded == self.threads
         self.everyone = LaneSet(self, mask=None if whole else self.alive.copy(), n=self.live)
         self.ready[0] = self.everyone
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), one_thread():
             while self.ready:
                 pc = min(self.ready)
                 sel = self.ready.pop(pc)

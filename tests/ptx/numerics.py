@@ -6,7 +6,8 @@ held as uint16 patterns or as float16. Sources: IEEE 754-2019; PTX ISA 9.7.3-9.7
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +16,17 @@ F16, F32, F64 = np.float16, np.float32, np.float64
 U16, U32, U64 = np.uint16, np.uint32, np.uint64
 TINY = {np.dtype(F32): F32(2.0**-126), np.dtype(F16): F32(2.0**-14)}
 CANONICAL_NAN = U16(0x7FFF)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: its casts here are too short for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def half_to_f32(h: np.ndarray) -> np.ndarray:
