@@ -1,4 +1,17 @@
 """Triton kernels of the inference path, one file a stage; import it as `dssnet_fast.kernels`.
 
-The kernels arrive with the backend `triton`; see `docs/architecture.md`.
+Each file has the kernels of a stage and a launcher for each, which takes tensors and returns a
+`launch.Launch`: what to run, as plain data. `dssnet_fast.backends.triton` puts launches together;
+docs/triton_kernels.md says how the work is cut and why.
 """
+
+from __future__ import annotations
+
+import triton
+
+from . import convolution
+
+
+def is_interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, as the environment said at import."""
+    return not isinstance(convolution.convolution, triton.JITFunction)

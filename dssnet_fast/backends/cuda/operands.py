@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dssnet_fast import fold
+from dssnet_fast import border, fold
 from dssnet_fast.weights import FoldedWeights
 
 if TYPE_CHECKING:
@@ -66,15 +66,6 @@ def _taps(weight: Tensor, inputs: int, outputs: int) -> Tensor:
     return laid.reshape(-1, outputs)
 
 
-def _only(weight: Tensor, row: int | None = None, column: int | None = None) -> Tensor:
-    """The kernel with all taps zero but those of one row, one column or both."""
-    kept = torch.zeros_like(weight)
-    rows = slice(None) if row is None else row
-    columns = slice(None) if column is None else column
-    kept[:, :, rows, columns] = weight[:, :, rows, columns]
-    return kept
-
-
 # --- stage 1 --------------------------------------------------------------------------------------
 
 
@@ -92,18 +83,14 @@ def _downsample(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
     columns = torch.stack([rows(F.pad(stem, (1 + shift, 1 - shift))) for shift in range(2)])
     stems = columns.unflatten(2, (-1, TILE)).permute(1, 2, 0, 3).flatten(1)
 
-    composed, everywhere = fold.compose(stem, stem_bias, strided, bias)
-    none = torch.zeros_like(bias)
-    top, top_bias = fold.compose(_only(stem, row=2), stem_bias, _only(strided, row=0), none)
-    left, left_bias = fold.compose(_only(stem, column=2), stem_bias, _only(strided, column=0), none)
-    corner, corner_bias = fold.compose(_only(stem, 2, 2), stem_bias, _only(strided, 0, 0), none)
-    border = torch.cat([-rows(top[:, :, 2:3]), -rows(left), rows(corner[:, :, 2:3])])
+    terms = border.stem_terms(stem, stem_bias, strided, bias)
+    (composed, everywhere), (top, top_bias), (left, left_bias), (corner, corner_bias) = terms
     found = {
         "downsample.stem": stems,
         "downsample.strided": rows(composed),
-        "downsample.border": border,
+        "downsample.border": torch.cat([rows(top[:, :, 2:3]), rows(left), rows(corner[:, :, 2:3])]),
         "downsample.bias": _table(
-            everywhere + stem_bias, -top_bias, -left_bias, corner_bias, channels=width
+            everywhere + stem_bias, top_bias, left_bias, corner_bias, channels=width
         ),
     }
     for i in (1, 2):
@@ -231,59 +218,16 @@ def _fuse_tables(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
 
 
 def _segment(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
-    inner, inner_bias = tensors["segment.inner.weight"], tensors["segment.inner.bias"]
-    outer, outer_bias = tensors["segment.outer.weight"], tensors["segment.outer.bias"]
-    none = torch.zeros_like(outer_bias)
-
-    def sub_pixels(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        # [2, 2, classes, ...]: sub-row, sub-column, class.
-        split = fold.subpixel(kernel, 2).unflatten(0, (-1, 2, 2)).movedim(0, 2)
-        return split, bias.expand(2, 2, -1)
-
-    def lay_out(split: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return _taps(split.flatten(0, 2), sizes.tail, sizes.outputs), bias.flatten()
-
-    composed, everywhere = fold.compose(inner, inner_bias, outer, outer_bias)
-    tail, tail_bias = lay_out(*sub_pixels(composed, everywhere))
-
-    # Row or column -1 of the inner convolution, seen by row or column 0 of the outer one's kernel,
-    # comes from its own last row or column over the outermost pixels; and so on around the image.
-    # The two that meet in a corner both count it.
-    matrices, constants = [], []
-    sides = [(0, None), (1, None), (None, 0), (None, 1)]
-    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    for row, column in sides + corners:
-        # 0 and 1, the first and the last row or column of sub-pixels, are seen at taps 0 and 2.
-        seen = {"row": _tap(row), "column": _tap(column)}
-        source = {axis: None if tap is None else 2 - tap for axis, tap in seen.items()}
-        excess = fold.compose(_only(inner, **source), inner_bias, _only(outer, **seen), none)
-        split, bias = sub_pixels(*excess)
-        at_border = split.new_zeros(2, 2)
-        at_border[_place(row), _place(column)] = 1 if None in (row, column) else -1
-        # A side depends on three pixels along it, a corner on one.
-        taps = split[..., _centre(row), _centre(column)]
-        matrix, constant = lay_out(
-            taps * -at_border.view(2, 2, 1, 1, 1, 1), bias * -at_border.view(2, 2, 1)
-        )
-        matrices.append(matrix)
-        constants.append(constant)
+    tail = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+    terms = border.tail_terms(*(tensors[f"segment.{name}"] for name in tail))
+    everywhere, *at_border = [
+        _taps(weight.flatten(0, 2), sizes.tail, sizes.outputs) for weight, _ in terms
+    ]
     return {
         "segment.narrow": _taps(tensors["segment.narrow.weight"], sizes.y, sizes.tail),
         "segment.narrow.bias": _table(tensors["segment.narrow.bias"], channels=sizes.tail),
         "segment.slope": tensors["segment.narrow.slope"].view(1, 1),
-        "segment.tail": tail,
-        "segment.border": torch.cat(matrices),
-        "segment.bias": _table(tail_bias, *constants, channels=sizes.outputs),
+        "segment.tail": everywhere,
+        "segment.border": torch.cat(at_border),
+        "segment.bias": _table(*(bias.flatten() for _, bias in terms), channels=sizes.outputs),
     }
-
-
-def _tap(side: int | None) -> int | None:
-    return None if side is None else 2 * side
-
-
-def _place(side: int | None) -> slice | int:
-    return slice(None) if side is None else side
-
-
-def _centre(side: int | None) -> slice:
-    return slice(None) if side is None else slice(1, 2)

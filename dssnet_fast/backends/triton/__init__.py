@@ -1,0 +1,66 @@
+"""The backend `triton`: kernels for every GPU that Triton reaches, NVIDIA's and AMD's.
+
+The four names of `dssnet_fast.backends.BackendModule` are here. `operands` lays out the weights,
+`stages` says which kernels of `dssnet_fast.kernels` run on which maps, `program` where maps lie,
+and `engine` runs them. With `TRITON_INTERPRET=1` in the environment before anything of Triton is
+imported, the kernels run on the CPU in Triton's interpreter: thousands of times slower, but
+anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dssnet_fast.backends import PRECISIONS as DTYPES
+
+if TYPE_CHECKING:
+    from dssnet_fast.backends.triton.engine import TritonBackend
+    from dssnet_fast.python_ref.config import DSSNetConfig
+    from dssnet_fast.weights import FoldedWeights
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+_OLDEST = 80  # Triton's own limit for NVIDIA
+
+
+def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
+    """The first thing in the way of running `config` on `device`; None when it can."""
+    try:
+        import dssnet_fast.kernels as kernels
+    except ImportError as error:
+        return f"needs Triton, which cannot be imported ({error}); pip install triton"
+    if kernels.is_interpreted():
+        if device.type != "cpu":
+            return f"runs in Triton's interpreter, on the CPU; unset TRITON_INTERPRET for {device}"
+        return None
+    if device.type != "cuda":
+        return f"needs a GPU; {device} is none (TRITON_INTERPRET=1 runs it on the CPU, very slowly)"
+    if torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if 10 * major + minor < _OLDEST:
+            return (
+                f"needs compute capability {_OLDEST / 10} (Ampere) or newer; "
+                f"{device} has {major}.{minor}"
+            )
+    return None
+
+
+def best_precision(device: torch.device) -> str:
+    """Half precision on a GPU, where it is many times faster; exact in the interpreter."""
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def make(weights: FoldedWeights, device: torch.device, precision: str) -> TritonBackend:
+    """Lay out the weights; kernels are compiled when they are first launched."""
+    from dssnet_fast.backends.triton.engine import TritonBackend
+
+    return TritonBackend(weights, device, DTYPES[precision], _multiplication(device))
+
+
+def _multiplication(device: torch.device) -> str:
+    """How float32 is multiplied: in TF32 only where `set_float32_matmul_precision` said so."""
+    if device.type != "cuda" or torch.version.hip:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -1,0 +1,138 @@
+"""The network as launches of Triton kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dssnet_fast.backends.triton.operands import pack
+from dssnet_fast.backends.triton.stages import program
+from dssnet_fast.kernels.launch import Launch
+from dssnet_fast.weights import FoldedWeights
+
+PROGRAMS = 256  # kept per network: a few kilobytes each
+
+
+class TritonBackend:
+    """The four stages; see `dssnet_fast.backends.Backend`.
+
+    Work goes to torch's current stream, and the workspace of each run comes from torch's allocator,
+    so that runs on several streams and from several threads share nothing but the weights.
+
+    Args:
+        weights: The network.
+        device: Where the kernels run; the CPU in Triton's interpreter.
+        dtype: Of maps and weights; sums are float32.
+        precision: How float32 is multiplied; see `dssnet_fast.kernels.launch.PRECISIONS`.
+        execute: What launches are given to.
+    """
+
+    def __init__(
+        self,
+        weights: FoldedWeights,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: str = "ieee",
+        execute: Callable[[Launch], None] = Launch.run,
+    ) -> None:
+        self.config = weights.config
+        self.dtype = dtype
+        self._device = device
+        self._execute = execute
+        self._network = pack(weights, device, dtype, precision)
+        self._channels = self._network.sizes
+        self._program = lru_cache(PROGRAMS)(partial(program, self._network))
+
+    # --- stages ----------------------------------------------------------------------------------
+
+    def infer(self, image: Tensor, output: str) -> Tensor:
+        """All stages; see `dssnet_fast.backends.Backend`."""
+        image, shape = self._image(image)
+        answer = self._answer(shape, output)
+        self._run("infer", shape, output, {"image": image, "answer": answer})
+        return answer
+
+    def downsample(self, image: Tensor) -> Tensor:
+        """Stage 1."""
+        image, shape = self._image(image)
+        x0 = self._map(shape, 8, self._channels.width)
+        self._run("downsample", shape, "", {"image": image, "x0": x0})
+        return x0[..., : self.config.width]
+
+    def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 2."""
+        shape = _image_shape(x0, 8)
+        joined = self._map(shape, 8, 2 * self._channels.features)
+        self._run(
+            "extract", shape, "", {"x0": self._wide(x0, self._channels.width), "joined": joined}
+        )
+        shallow, deep = joined.chunk(2, dim=3)
+        return shallow[..., : self.config.features], deep[..., : self.config.features]
+
+    def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """Stage 3."""
+        if shallow.shape != deep.shape:
+            raise ValueError(
+                f"fuse: shallow and deep must have one shape, "
+                f"got {list(shallow.shape)} and {list(deep.shape)}"
+            )
+        shape = _image_shape(shallow, 8)
+        joined = torch.cat([self._wide(x, self._channels.features) for x in (shallow, deep)], dim=3)
+        y = self._map(shape, 2, self._channels.y)
+        self._run("fuse", shape, "", {"joined": joined, "y": y})
+        return y
+
+    def segment(self, y: Tensor, output: str) -> Tensor:
+        """Stage 4."""
+        shape = _image_shape(y, 2)
+        answer = self._answer(shape, output)
+        y = self._wide(y, self._channels.y)
+        self._run("segment", shape, output, {"y": y, "answer": answer})
+        return answer
+
+    # --- tensors ---------------------------------------------------------------------------------
+
+    def _image(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """Contiguous, and its (batch, height, width)."""
+        if image.dtype == torch.uint8:
+            batch, height, width = image.shape[:3]
+        else:
+            batch, _, height, width = image.shape
+            # Kernels read float32 and the precision's own; others are rounded to the nearer.
+            if image.dtype != self.dtype:
+                image = image.float()
+        return image.to(self._device).contiguous(), (batch, height, width)
+
+    def _wide(self, x: Tensor, channels: int) -> Tensor:
+        """A map as the kernels take it: with zeros up to so many channels."""
+        x = x.to(self._device, self.dtype)
+        return F.pad(x, (0, channels - x.shape[-1])).contiguous()
+
+    def _map(self, shape: tuple[int, int, int], scale: int, channels: int) -> Tensor:
+        batch, height, width = shape
+        size = (batch, height // scale, width // scale, channels)
+        return torch.empty(size, dtype=self.dtype, device=self._device)
+
+    def _answer(self, shape: tuple[int, int, int], output: str) -> Tensor:
+        if output == "labels":
+            return torch.empty(shape, dtype=torch.uint8, device=self._device)
+        return torch.empty((*shape, self.config.classes), device=self._device)
+
+    def _run(
+        self, stage: str, shape: tuple[int, int, int], output: str, given: Mapping[str, Tensor]
+    ) -> None:
+        if 0 in shape:
+            return
+        # Triton launches on torch's current device.
+        on_gpu = self._device.type == "cuda"
+        with torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext():
+            self._program(stage, shape, output).run(given, self._device, self._execute)
+
+
+def _image_shape(x: Tensor, scale: int) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1] * scale, x.shape[2] * scale

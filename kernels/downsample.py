@@ -1,0 +1,279 @@
+"""Stage 1: three down-samplers, the first fused with the stem and with reading the image.
+
+A down-sampler adds the maximum of 2x2 pixels and a convolution of stride 2, and both branches come
+from one read. The first follows the stem with nothing between them: the stem outputs that the
+maximum compares, and the stem and the strided convolution as one 5x5 convolution, are products with
+one 5x5 neighbourhood of the image, so the stem's full-resolution map exists in registers only.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Config, Launch, cdiv, is_exact, power_of_2
+
+PIXELS = 5  # a side of the neighbourhood
+ROW = 16  # numbers of a neighbourhood's row, with its three channels
+
+
+@triton.jit
+def _image_row(
+    image_ptr,
+    batch,
+    row,
+    column,
+    inside,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    BYTES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Five pixels from `column` on, their channels side by side: [BLOCK_M, 16], normalised."""
+    k = tl.arange(0, 16)
+    at = column[:, None] + (k // CHANNELS)[None, :]
+    seen = (inside & (row >= 0) & (row < height))[:, None] & (at >= 0) & (at < width)
+    seen = seen & (k < 5 * CHANNELS)[None, :]
+    line = batch.to(tl.int64) * height + row
+    if BYTES:
+        place = (line * width + column)[:, None] * CHANNELS + k[None, :]
+        # Zero padding is value 128.
+        value = tl.load(image_ptr + place, mask=seen, other=128).to(tl.float32)
+        return ((value - 128) * 0.0078125).to(DTYPE)
+    channel = (k % CHANNELS)[None, :]
+    plane = (batch.to(tl.int64) * CHANNELS)[:, None] + channel
+    place = (plane * height + row[:, None]) * width + at
+    return tl.load(image_ptr + place, mask=seen, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def stem_down(
+    image_ptr,
+    stem_ptr,
+    strided_ptr,
+    border_ptr,
+    bias_ptr,
+    y_ptr,
+    pixels,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BYTES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """BLOCK_M pixels at half resolution times all outputs; COLUMNS is OUTPUTS' power of two.
+
+    stem_ptr is [2 sub-columns, 3 rows, 16, OUTPUTS], strided_ptr [5, 16, OUTPUTS], border_ptr
+    [7, 16, OUTPUTS]: what the top border subtracts, what the left one does for each of five rows,
+    and what the corner adds back; bias_ptr [4, OUTPUTS] likewise, everywhere first.
+    """
+    DTYPE: tl.constexpr = stem_ptr.dtype.element_ty
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, COLUMNS)
+    k = tl.arange(0, 16)
+    inside = m < pixels
+    column = m % (width // 2)
+    row = m // (width // 2) % (height // 2)
+    batch = m // ((width // 2) * (height // 2))
+    real = (n < OUTPUTS)[None, :]
+    place = k[:, None] * OUTPUTS + n[None, :]
+
+    sums = tl.full((BLOCK_M, COLUMNS), 0.0, tl.float32)
+    stem00, stem01, stem10, stem11 = sums, sums, sums, sums
+    for r in tl.static_range(5):
+        x = _image_row(
+            image_ptr, batch, 2 * row - 2 + r, 2 * column - 2, inside, height, width,
+            CHANNELS, BYTES, DTYPE,
+        )  # fmt: skip
+        weight = tl.load(strided_ptr + r * 16 * OUTPUTS + place, mask=real, other=0.0)
+        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        # The stem's three rows for the upper pixels are 1 to 3 of these, for the lower 2 to 4.
+        if r >= 1 and r <= 3:
+            upper = stem_ptr + (r - 1) * 16 * OUTPUTS
+            left = tl.load(upper + place, mask=real, other=0.0)
+            right = tl.load(upper + 48 * OUTPUTS + place, mask=real, other=0.0)
+            stem00 = tl.dot(x, left, stem00, input_precision=PRECISION)
+            stem01 = tl.dot(x, right, stem01, input_precision=PRECISION)
+        if r >= 2:
+            lower = stem_ptr + (r - 2) * 16 * OUTPUTS
+            left = tl.load(lower + place, mask=real, other=0.0)
+            right = tl.load(lower + 48 * OUTPUTS + place, mask=real, other=0.0)
+            stem10 = tl.dot(x, left, stem10, input_precision=PRECISION)
+            stem11 = tl.dot(x, right, stem11, input_precision=PRECISION)
+    sums += tl.maximum(tl.maximum(stem00, stem01), tl.maximum(stem10, stem11))
+    sums += tl.load(bias_ptr + n, mask=n < OUTPUTS, other=0.0)[None, :]
+
+    # Where the strided convolution sees padding, the 5x5 one saw the stem's extension.
+    top = inside & (row == 0)
+    left = inside & (column == 0)
+    if tl.max((top | left).to(tl.int32), 0) > 0:
+        for kind in tl.static_range(3):
+            chosen = top
+            if kind == 1:
+                chosen = left
+            if kind == 2:
+                chosen = top & left
+            bias = tl.load(bias_ptr + (kind + 1) * OUTPUTS + n, mask=n < OUTPUTS, other=0.0)
+            sums += tl.where(chosen[:, None], bias[None, :], 0.0)
+        for r in tl.static_range(7):
+            chosen = left
+            source = r - 1
+            if r == 0:
+                chosen = top
+                source = 2
+            if r == 6:
+                chosen = top & left
+                source = 2
+            x = _image_row(
+                image_ptr, batch, 2 * row - 2 + source, 2 * column - 2, chosen, height, width,
+                CHANNELS, BYTES, DTYPE,
+            )  # fmt: skip
+            weight = tl.load(border_ptr + r * 16 * OUTPUTS + place, mask=real, other=0.0)
+            sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+
+    y = y_ptr + m.to(tl.int64)[:, None] * OUTPUTS + n[None, :]
+    tl.store(y, sums.to(y_ptr.dtype.element_ty), mask=inside[:, None] & real)
+
+
+@triton.jit
+def down(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    pixels,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """BLOCK_M output pixels times all channels; COLUMNS is CHANNELS' power of two.
+
+    weight_ptr is [9, CHANNELS, CHANNELS]; height and width are the output's.
+    """
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, COLUMNS)
+    inside = m < pixels
+    column = m % width
+    line = (m // width).to(tl.int64)
+    row = m // width % height
+    real = n < CHANNELS
+    centre = (2 * line * (2 * width) + 2 * column) * CHANNELS
+    x_rows = x_ptr + centre[:, None] + n[None, :]
+    weights = weight_ptr + n[:, None] * CHANNELS + n[None, :]
+    both = real[:, None] & real[None, :]
+
+    sums = tl.full((BLOCK_M, COLUMNS), 0.0, tl.float32)
+    best = tl.full((BLOCK_M, COLUMNS), float("-inf"), x_ptr.dtype.element_ty)
+    for tap in tl.static_range(9):
+        # Rows and columns after the last pair are never seen, those before the first are padding.
+        seen = inside
+        if tap < 3:
+            seen = seen & (row > 0)
+        if tap % 3 == 0:
+            seen = seen & (column > 0)
+        offset = ((tap // 3 - 1) * 2 * width + tap % 3 - 1) * CHANNELS
+        x = tl.load(x_rows + offset, mask=seen[:, None] & real[None, :], other=0.0)
+        weight = tl.load(weights + tap * CHANNELS * CHANNELS, mask=both, other=0.0)
+        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        if tap >= 4 and tap % 3 > 0:
+            best = tl.maximum(best, x)
+    sums += best.to(tl.float32) + tl.load(bias_ptr + n, mask=real, other=0.0)[None, :]
+    y = y_ptr + m.to(tl.int64)[:, None] * CHANNELS + n[None, :]
+    tl.store(y, sums.to(y_ptr.dtype.element_ty), mask=inside[:, None] & real[None, :])
+
+
+def _configs(y: Tensor) -> list[Config]:
+    # `stem_down` holds five sums of each pixel; in float32 there are registers for few.
+    choices = ((16, 4), (32, 8)) if is_exact(y) else ((64, 4), (32, 4), (128, 8))
+    return [Config({"BLOCK_M": m}, num_warps, 1) for m, num_warps in choices]
+
+
+def launch_stem_down(
+    image: Tensor,
+    stem: Tensor,
+    strided: Tensor,
+    border: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    precision: str = "ieee",
+) -> Launch:
+    """Image to the first down-sampler's output.
+
+    Args:
+        image: uint8 [B, H, W, C], or normalised floats [B, C, H, W]; C 1 or 3; contiguous.
+        stem: [2, 3, 16, outputs]; see `stem_down`.
+        strided: [5, 16, outputs].
+        border: [7, 16, outputs].
+        bias: [4, outputs] float32.
+        y: [B, H/2, W/2, outputs]; written.
+        precision: How float32 is multiplied; see `launch.PRECISIONS`.
+    """
+    batch, half_height, half_width, outputs = y.shape
+    as_bytes = not image.is_floating_point()
+    pixels = batch * half_height * half_width
+    return Launch(
+        stem_down,
+        {
+            "image_ptr": image,
+            "stem_ptr": stem,
+            "strided_ptr": strided,
+            "border_ptr": border,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "pixels": pixels,
+            "height": 2 * half_height,
+            "width": 2 * half_width,
+        },
+        {
+            "CHANNELS": image.shape[3] if as_bytes else image.shape[1],
+            "OUTPUTS": outputs,
+            "COLUMNS": power_of_2(outputs),
+            "BYTES": as_bytes,
+            "PRECISION": precision,
+        },
+        _configs(y),
+        lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
+    )
+
+
+def launch_down(
+    x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, precision: str = "ieee"
+) -> Launch:
+    """One of the other down-samplers.
+
+    Args:
+        x: [B, 2h, 2w, channels].
+        weight: [9, channels, channels], the dtype of `x`.
+        bias: [channels] float32.
+        y: [B, h, w, channels]; written.
+        precision: How float32 is multiplied; see `launch.PRECISIONS`.
+    """
+    batch, height, width, channels = y.shape
+    pixels = batch * height * width
+    return Launch(
+        down,
+        {
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "pixels": pixels,
+            "height": height,
+            "width": width,
+        },
+        {
+            "CHANNELS": channels,
+            "COLUMNS": power_of_2(channels),
+            "PRECISION": precision,
+        },
+        _configs(y),
+        lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
+    )

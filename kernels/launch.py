@@ -1,0 +1,114 @@
+"""A launch as plain data: which kernel, on what, how cut into programs."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import triton
+from torch import Tensor
+
+AUTOTUNE = "DSSNET_FAST_TRITON_AUTOTUNE"
+
+# How `tl.dot` multiplies float32: exactly, as three products of TF32 parts on tensor cores (an
+# error like float32's own), or rounded to TF32.
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+# The pitch of maps, bytes of pointers: what compilers are promised, so that loads are vectors.
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is cut and compiled.
+
+    Attributes:
+        blocks: Values of the kernel's constants that only affect speed.
+        num_warps: Of a program.
+        num_stages: How many steps of a loop are in flight.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: A function under `triton.jit`.
+        arguments: Of the kernel by name: tensors (contiguous in the channels, pointers aligned
+            to `ALIGNMENT` bytes), numbers, and None where a constant says that it is not used.
+        constants: What is compiled in and changes what is computed.
+        configs: How it may be cut; the first is the default.
+        grid: From the blocks of a config to the number of programs.
+    """
+
+    kernel: triton.JITFunction
+    arguments: Mapping[str, Tensor | int | None]
+    constants: Mapping[str, int | str | bool]
+    configs: Sequence[Config]
+    grid: Callable[[Mapping[str, int]], int]
+
+    def run(self) -> None:
+        """Queue it on the device of its tensors.
+
+        With `DSSNET_FAST_TRITON_AUTOTUNE=1` the fastest config for the sizes is found when they
+        are first seen, and remembered on disk; otherwise the default is taken.
+        """
+        if os.environ.get(AUTOTUNE) == "1" and len(self.configs) > 1:
+            kernel = _tuned(self.kernel, _Configs(self.configs), tuple(self._sizes()))
+            kernel[lambda meta: (self.grid(meta),)](**self.arguments, **self.constants)
+            return
+        config = self.configs[0]
+        self.kernel[(self.grid(config.blocks),)](
+            **self.arguments,
+            **self.constants,
+            **config.blocks,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+    def _sizes(self) -> list[str]:
+        """Names of everything that the best config depends on."""
+        numbers = [name for name, value in self.arguments.items() if isinstance(value, int)]
+        return [*numbers, *self.constants]
+
+
+class _Configs(tuple):
+    """Configs as a key: blocks are dicts, which have no hash."""
+
+    def __hash__(self) -> int:
+        return hash(
+            tuple((tuple(sorted(c.blocks.items())), c.num_warps, c.num_stages) for c in self)
+        )
+
+
+@functools.cache
+def _tuned(
+    kernel: triton.JITFunction, configs: _Configs, sizes: tuple[str, ...]
+) -> triton.runtime.Autotuner:
+    choices = [
+        triton.Config(dict(c.blocks), num_warps=c.num_warps, num_stages=c.num_stages)
+        for c in configs
+    ]
+    return triton.autotune(choices, key=list(sizes), cache_results=True)(kernel)
+
+
+def warps(x: Tensor, usual: int) -> int:
+    """How many warps hold the sums of a program: float32 takes more registers for its factors."""
+    return 2 * usual if x.element_size() == 4 else usual
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is not below `n`."""
+    return triton.next_power_of_2(n)
+
+
+def cdiv(n: int, by: int) -> int:
+    """Whole blocks of `by` that hold `n`."""
+    return -(-n // by)
