@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Config, Launch, cdiv, power_of_2
+from .launch import Config, Launch, cdiv, is_exact, power_of_2
 
 
 @triton.jit
@@ -137,8 +137,7 @@ def convolve(
     # A block has one sub-pixel, and sees either one tap or all.
     parts = pointwise or (outputs // shuffle**2 if shuffle > 1 else 64)
     block_n = min(power_of_2(outputs), step_of(parts))
-    block_k = step_of(inputs)
-    exact = x.element_size() == 4
+    block_k = step_of(inputs, 32 if is_exact(x) else 64)
 
     def config(block_m: int, num_warps: int, num_stages: int) -> Config:
         blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
@@ -171,6 +170,8 @@ def convolve(
             "PRECISION": precision,
         },
         # 64 pixels make the most programs of one image, 128 use a weight twice as often.
-        [config(64, 4, 2 if exact else 3), config(128, 4, 3), config(128, 8, 3)],
+        [config(64, 4, 2)]
+        if is_exact(x)
+        else [config(64, 4, 3), config(128, 4, 3), config(128, 8, 3)],
         lambda blocks: cdiv(batch * height * width, blocks["BLOCK_M"]) * cdiv(outputs, block_n),
     )

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .convolution import prelu, step_of
-from .launch import Config, Launch, cdiv, warps
+from .launch import Config, Launch, cdiv, is_exact
 
 
 @triton.jit
@@ -273,6 +273,7 @@ def launch_reduce_cells(
     """
     batch, height, width, _, channels = values.shape
     cells = batch * height * width
+    num_warps = 8 if is_exact(values) else 4
     return Launch(
         reduce_cells,
         {
@@ -291,7 +292,7 @@ def launch_reduce_cells(
             "PRECISION": precision,
         },
         [
-            Config({"BLOCK_M": m, "BLOCK_K": step_of(channels, k)}, warps(values, m // 16), stages)
+            Config({"BLOCK_M": m, "BLOCK_K": step_of(channels, k)}, num_warps * m // 64, stages)
             for m, k, stages in ((64, 16, 3), (128, 16, 3), (64, 32, 2))
         ],
         lambda blocks: 4 * cdiv(cells, blocks["BLOCK_M"]),

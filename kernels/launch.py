@@ -99,9 +99,9 @@ def _tuned(
     return triton.autotune(choices, key=list(sizes), cache_results=True)(kernel)
 
 
-def warps(x: Tensor, usual: int) -> int:
-    """How many warps hold the sums of a program: float32 takes more registers for its factors."""
-    return 2 * usual if x.element_size() == 4 else usual
+def is_exact(x: Tensor) -> bool:
+    """Whether it is float32, of which half as many numbers fit in a program's registers."""
+    return x.element_size() == 4
 
 
 def power_of_2(n: int) -> int:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Config, Launch, cdiv, warps
+from .launch import Config, Launch, cdiv, is_exact
 
 LABELS, PROBABILITIES, LOGITS = 0, 1, 2
 OUTPUTS = {"labels": LABELS, "probabilities": PROBABILITIES, "logits": LOGITS}
@@ -201,8 +201,8 @@ def launch_classify(
             "PRECISION": precision,
         },
         [
-            Config({"BLOCK_Y": 8, "BLOCK_X": columns}, warps(x, count), 3)
-            for columns, count in ((16, 4), (8, 4), (32, 8))
+            Config({"BLOCK_Y": 8, "BLOCK_X": columns}, num_warps, 3)
+            for columns, num_warps in (((16, 8),) if is_exact(x) else ((16, 4), (8, 4), (32, 8)))
         ],
         lambda blocks: batch * cdiv(height, blocks["BLOCK_Y"]) * cdiv(width, blocks["BLOCK_X"]),
     )
