@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -11,13 +12,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dssnet_fast import backends, weights
+from dssnet_fast.backends import Backend
 from dssnet_fast.checkpoint import Checkpoint, from_state, read_checkpoint
+from dssnet_fast.operators import Operators, remember
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
-from dssnet_fast.python_ref.network import SCALE, DSSNet
+from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.weights import FoldedWeights
 
@@ -214,9 +216,8 @@ class FastDSSNet(nn.Module):
                 f"image must have shape [B, {channels}, H, W] with H, W >= 1, "
                 f"got {list(image.shape)}"
             )
-        height, width = image.shape[2:]
-        x = _pad(image.to(self.device), (0, -width % SCALE, 0, -height % SCALE), 0)
-        return self._run(x, "logits", height, width).permute(0, 3, 1, 2).to(image.device)
+        logits = self._run(image.to(self.device), "logits")
+        return logits.permute(0, 3, 1, 2).to(image.device)
 
     def predict(self, image: Image, output: str = "labels") -> Image:
         """Segment images.
@@ -234,13 +235,8 @@ class FastDSSNet(nn.Module):
             TypeError: Not an array or tensor of uint8.
             ValueError: The shape is another, or `output` is none of the three.
         """
-        if output not in backends.OUTPUTS:
-            raise ValueError(f"output must be one of {backends.OUTPUTS}, got {output!r}")
-        batch = self._as_batch(image)
-        height, width = batch.shape[1:3]
-        padding = (0, 0, 0, -width % SCALE, 0, -height % SCALE)
-        x = _pad(batch.to(self.device), padding, 128)
-        answer = self._run(x, output, height, width)
+        backends.check_output(output)
+        answer = self._run(self._as_batch(image).to(self.device), output)
         if image.ndim < 4:
             answer = answer[0]
         if isinstance(image, np.ndarray):
@@ -249,28 +245,34 @@ class FastDSSNet(nn.Module):
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1; see `dssnet_fast.backends.Backend`, as for the other three."""
-        return self._backend.downsample(image)
+        return self._stages.downsample(image)
 
     def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 2."""
-        return self._backend.extract(x0)
+        return self._stages.extract(x0)
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        return self._backend.fuse(shallow, deep)
+        return self._stages.fuse(shallow, deep)
 
     def segment(self, y: Tensor, output: str = "labels") -> Tensor:
         """Stage 4."""
-        return self._backend.segment(y, output)
+        return self._stages.segment(y, output)
 
-    @torch.no_grad()
-    def _run(self, padded: Tensor, output: str, height: int, width: int) -> Tensor:
-        if padded.shape[0] == 0:
-            shape = (0, height, width)
-            if output == "labels":
-                return torch.empty(shape, dtype=torch.uint8, device=padded.device)
-            return torch.empty((*shape, self.config.classes), device=padded.device)
-        return self._backend.infer(padded, output)[:, :height, :width]
+    @property
+    def _stages(self) -> Backend:
+        # What torch traces goes through operators: it could not follow what backends do.
+        return self._operators() if torch.compiler.is_compiling() else self._backend
+
+    def _operators(self) -> Operators:
+        buffers = dict(self.folded.named_buffers(remove_duplicate=False))
+        tensors = [buffers[name] for name in sorted(buffers)]
+        return Operators(tensors, self._config_json, self.backend_name, self.precision)
+
+    def _run(self, image: Tensor, output: str) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._operators().infer(image.detach(), output)
+        return backends.infer(self._backend, image, output, self.config.classes)
 
     def _as_batch(self, image: object) -> Tensor:
         """[B, H, W, in_channels] uint8, or an error that says what to do instead."""
@@ -310,6 +312,8 @@ class FastDSSNet(nn.Module):
     def _use(self, choice: backends.Choice) -> None:
         weights = self.folded_weights()
         self._choice, self._backend = backends.start(choice, self._requested_backend, weights)
+        self._config_json = json.dumps(self.config.to_dict())
+        remember(self._operators(), self._backend)
 
     def __getstate__(self) -> dict[str, object]:
         # A backend may hold what cannot be copied; it is made again from the weights.
@@ -348,11 +352,6 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
             root.add_module(part, nn.Module())
         root = root._modules[part]
     root.register_buffer(leaf, value)
-
-
-def _pad(x: Tensor, padding: tuple[int, ...], value: int) -> Tensor:
-    # PyTorch copies even where there is nothing to add.
-    return F.pad(x, padding, value=value) if any(padding) else x
 
 
 def _kind(value: object) -> str:

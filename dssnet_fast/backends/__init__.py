@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.python_ref.network import SCALE
 
 if TYPE_CHECKING:
     from dssnet_fast.python_ref.config import DSSNetConfig
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "cuda": "dssnet_fast.backends.cuda",
+    "triton": "dssnet_fast.backends.triton",
     "torch": "dssnet_fast.backends.torch_backend",
 }
 
@@ -215,3 +218,47 @@ def start(choice: Choice, requested: str, weights: FoldedWeights) -> tuple[Choic
                 reason = str(error)
         failed[choice.name] = reason
         choice = choose(requested, choice.device, choice.precision, weights.config, failed)
+
+
+def check_output(output: str) -> None:
+    """Raise ValueError if `output` is none of `OUTPUTS`."""
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+
+
+def image_size(image: Tensor) -> tuple[int, int, int]:
+    """Batch, height and width of what `Backend.infer` takes."""
+    height = 1 if image.dtype == torch.uint8 else 2
+    return image.shape[0], image.shape[height], image.shape[height + 1]
+
+
+def new_answer(like: Tensor, size: tuple[int, int, int], output: str, classes: int) -> Tensor:
+    """Memory for what `Backend.segment` returns for `size`, on the device of `like`."""
+    if output == "labels":
+        return like.new_empty(size, dtype=torch.uint8)
+    return like.new_empty((*size, classes), dtype=torch.float32)
+
+
+@torch.no_grad()
+def infer(backend: Backend, image: Tensor, output: str, classes: int) -> Tensor:
+    """All stages on images of any size: extended at the bottom and right, answers cropped.
+
+    Args:
+        backend: Who computes.
+        image: What `Backend.infer` takes, but of any H, W >= 1 and B >= 0.
+        output: One of `OUTPUTS`.
+        classes: The network's.
+
+    Returns:
+        [B, H, W] or [B, H, W, classes], see `Backend.segment`.
+    """
+    batch, height, width = size = image_size(image)
+    if batch == 0:
+        return new_answer(image, size, output, classes)
+    padding = (0, -width % SCALE, 0, -height % SCALE)
+    # PyTorch copies even where there is nothing to add.
+    if any(padding):
+        padding = (0, 0, *padding) if image.dtype == torch.uint8 else padding
+        # 128 is zero when normalised, what the convolutions pad with.
+        image = F.pad(image, padding, value=128 if image.dtype == torch.uint8 else 0)
+    return backend.infer(image, output)[:, :height, :width]

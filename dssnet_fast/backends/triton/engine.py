@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 
 import torch
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from dssnet_fast.backends.triton.operands import pack
 from dssnet_fast.backends.triton.stages import program
-from dssnet_fast.kernels.launch import Launch
 from dssnet_fast.weights import FoldedWeights
 
 PROGRAMS = 256  # kept per network: a few kilobytes each
@@ -29,7 +28,6 @@ class TritonBackend:
         device: Where the kernels run; the CPU in Triton's interpreter.
         dtype: Of maps and weights; sums are float32.
         precision: How float32 is multiplied; see `dssnet_fast.kernels.launch.PRECISIONS`.
-        execute: What launches are given to.
     """
 
     def __init__(
@@ -38,12 +36,10 @@ class TritonBackend:
         device: torch.device,
         dtype: torch.dtype,
         precision: str = "ieee",
-        execute: Callable[[Launch], None] = Launch.run,
     ) -> None:
         self.config = weights.config
         self.dtype = dtype
         self._device = device
-        self._execute = execute
         self._network = pack(weights, device, dtype, precision)
         self._channels = self._network.sizes
         self._program = lru_cache(PROGRAMS)(partial(program, self._network))
@@ -131,7 +127,7 @@ class TritonBackend:
         # Triton launches on torch's current device.
         on_gpu = self._device.type == "cuda"
         with torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext():
-            self._program(stage, shape, output).run(given, self._device, self._execute)
+            self._program(stage, shape, output).run(given, self._device)
 
 
 def _image_shape(x: Tensor, scale: int) -> tuple[int, int, int]:

@@ -61,18 +61,12 @@ class Program:
         lifetimes = {name: (found[0], found[-1]) for name, found in uses.items() if found}
         self.offsets, self.workspace_bytes = _lay_out(lifetimes, self.maps)
 
-    def run(
-        self,
-        given: Mapping[str, Tensor],
-        device: torch.device,
-        execute: Callable[[Launch], None] = Launch.run,
-    ) -> None:
-        """Run all steps.
+    def run(self, given: Mapping[str, Tensor], device: torch.device) -> None:
+        """Queue all steps.
 
         Args:
-            given: The caller's tensors.
-            device: Where the workspace is.
-            execute: What a launch is given to.
+            given: The caller's tensors by name.
+            device: Where they are, and the workspace goes.
         """
         workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=device)
         tensors = dict(given)
@@ -81,7 +75,7 @@ class Program:
             memory = workspace[offset : offset + found.nbytes]
             tensors[name] = memory.view(found.dtype).view(found.shape)
         for step in self.steps:
-            execute(step.make(tensors))
+            step.make(tensors).run()
 
 
 def _lay_out(
