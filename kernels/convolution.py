@@ -10,13 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import multiply, prelu, rounded
 from .launch import Config, Launch, cdiv, is_exact, power_of_2
-
-
-@triton.jit
-def prelu(x, slope):
-    """A PReLU with one slope."""
-    return tl.where(x > 0, x, x * slope)
 
 
 @triton.jit
@@ -78,7 +73,7 @@ def convolution(
         x = tl.load(x_rows[:, None] + (offset + k)[None, :], mask=seen[:, None], other=0.0)
         weight_rows = weight_ptr + (step * BLOCK_K + k) * OUTPUTS
         weight = tl.load(weight_rows[:, None] + n[None, :], mask=(n < OUTPUTS)[None, :], other=0.0)
-        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        sums = multiply(x, weight, sums, PRECISION)
 
     sums += tl.load(bias_ptr + n, mask=n < OUTPUTS, other=0.0)[None, :]
     wanted = inside[:, None] & (n < OUTPUTS)[None, :]
@@ -97,7 +92,7 @@ def convolution(
         target = (image_row * width + column) * SHUFFLE + sub_pixel % SHUFFLE
         channel = n % channels
     y_rows = y_ptr + target * y_pitch
-    y = sums.to(y_ptr.dtype.element_ty)
+    y = rounded(sums, y_ptr.dtype.element_ty)
     tl.store(y_rows[:, None] + channel[None, :], y, mask=wanted)
 
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import multiply, rounded
 from .launch import Config, Launch, cdiv, is_exact, power_of_2
 
 PIXELS = 5  # a side of the neighbourhood
@@ -41,11 +42,12 @@ def _image_row(
         place = (line * width + column)[:, None] * CHANNELS + k[None, :]
         # Zero padding is value 128.
         value = tl.load(image_ptr + place, mask=seen, other=128).to(tl.float32)
-        return ((value - 128) * 0.0078125).to(DTYPE)
+        return rounded((value - 128) * 0.0078125, DTYPE)
     channel = (k % CHANNELS)[None, :]
     plane = (batch.to(tl.int64) * CHANNELS)[:, None] + channel
     place = (plane * height + row[:, None]) * width + at
-    return tl.load(image_ptr + place, mask=seen, other=0.0).to(DTYPE)
+    value = tl.load(image_ptr + place, mask=seen, other=0.0)
+    return rounded(value.to(tl.float32), DTYPE)
 
 
 @triton.jit
@@ -91,20 +93,20 @@ def stem_down(
             CHANNELS, BYTES, DTYPE,
         )  # fmt: skip
         weight = tl.load(strided_ptr + r * 16 * OUTPUTS + place, mask=real, other=0.0)
-        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        sums = multiply(x, weight, sums, PRECISION)
         # The stem's three rows for the upper pixels are 1 to 3 of these, for the lower 2 to 4.
         if r >= 1 and r <= 3:
             upper = stem_ptr + (r - 1) * 16 * OUTPUTS
             left = tl.load(upper + place, mask=real, other=0.0)
             right = tl.load(upper + 48 * OUTPUTS + place, mask=real, other=0.0)
-            stem00 = tl.dot(x, left, stem00, input_precision=PRECISION)
-            stem01 = tl.dot(x, right, stem01, input_precision=PRECISION)
+            stem00 = multiply(x, left, stem00, PRECISION)
+            stem01 = multiply(x, right, stem01, PRECISION)
         if r >= 2:
             lower = stem_ptr + (r - 2) * 16 * OUTPUTS
             left = tl.load(lower + place, mask=real, other=0.0)
             right = tl.load(lower + 48 * OUTPUTS + place, mask=real, other=0.0)
-            stem10 = tl.dot(x, left, stem10, input_precision=PRECISION)
-            stem11 = tl.dot(x, right, stem11, input_precision=PRECISION)
+            stem10 = multiply(x, left, stem10, PRECISION)
+            stem11 = multiply(x, right, stem11, PRECISION)
     sums += tl.maximum(tl.maximum(stem00, stem01), tl.maximum(stem10, stem11))
     sums += tl.load(bias_ptr + n, mask=n < OUTPUTS, other=0.0)[None, :]
 
@@ -134,10 +136,10 @@ def stem_down(
                 CHANNELS, BYTES, DTYPE,
             )  # fmt: skip
             weight = tl.load(border_ptr + r * 16 * OUTPUTS + place, mask=real, other=0.0)
-            sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+            sums = multiply(x, weight, sums, PRECISION)
 
     y = y_ptr + m.to(tl.int64)[:, None] * OUTPUTS + n[None, :]
-    tl.store(y, sums.to(y_ptr.dtype.element_ty), mask=inside[:, None] & real)
+    tl.store(y, rounded(sums, y_ptr.dtype.element_ty), mask=inside[:, None] & real)
 
 
 @triton.jit
@@ -171,7 +173,7 @@ def down(
     both = real[:, None] & real[None, :]
 
     sums = tl.full((BLOCK_M, COLUMNS), 0.0, tl.float32)
-    best = tl.full((BLOCK_M, COLUMNS), float("-inf"), x_ptr.dtype.element_ty)
+    best = tl.full((BLOCK_M, COLUMNS), float("-inf"), tl.float32)
     for tap in tl.static_range(9):
         # Rows and columns after the last pair are never seen, those before the first are padding.
         seen = inside
@@ -182,12 +184,12 @@ def down(
         offset = ((tap // 3 - 1) * 2 * width + tap % 3 - 1) * CHANNELS
         x = tl.load(x_rows + offset, mask=seen[:, None] & real[None, :], other=0.0)
         weight = tl.load(weights + tap * CHANNELS * CHANNELS, mask=both, other=0.0)
-        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        sums = multiply(x, weight, sums, PRECISION)
         if tap >= 4 and tap % 3 > 0:
-            best = tl.maximum(best, x)
-    sums += best.to(tl.float32) + tl.load(bias_ptr + n, mask=real, other=0.0)[None, :]
+            best = tl.maximum(best, x.to(tl.float32))
+    sums += best + tl.load(bias_ptr + n, mask=real, other=0.0)[None, :]
     y = y_ptr + m.to(tl.int64)[:, None] * CHANNELS + n[None, :]
-    tl.store(y, sums.to(y_ptr.dtype.element_ty), mask=inside[:, None] & real[None, :])
+    tl.store(y, rounded(sums, y_ptr.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
 def _configs(y: Tensor) -> list[Config]:

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .convolution import prelu, step_of
+from .arithmetic import multiply, prelu, rounded
+from .convolution import step_of
 from .launch import Config, Launch, cdiv, is_exact
 
 
@@ -69,39 +70,29 @@ def cell_values(
         middle = x.to(tl.float32)
         to_left = (x_left.to(tl.float32) - middle) * 0.5
         to_right = (x_right.to(tl.float32) - middle) * 0.5
-        here = tl.dot(x, tl.load(w), here, input_precision=PRECISION)
-        before = tl.dot(to_left.to(DTYPE), tl.load(w + stride), before, input_precision=PRECISION)
-        after = tl.dot(
-            to_right.to(DTYPE), tl.load(w + 2 * stride), after, input_precision=PRECISION
-        )
+        here = multiply(x, tl.load(w), here, PRECISION)
+        before = multiply(rounded(to_left, DTYPE), tl.load(w + stride), before, PRECISION)
+        after = multiply(rounded(to_right, DTYPE), tl.load(w + 2 * stride), after, PRECISION)
 
         x = tl.load(at - line, mask=up[:, None], other=0.0).to(tl.float32)
         x_left = tl.load(at - line - CHANNELS, mask=(up & left)[:, None], other=0.0)
         x_right = tl.load(at - line + CHANNELS, mask=(up & right)[:, None], other=0.0)
-        upwards = ((x - middle) * 0.5).to(DTYPE)
-        upleft = (((x_left.to(tl.float32) - x) * 0.5 - to_left) * 0.5).to(DTYPE)
-        upright = (((x_right.to(tl.float32) - x) * 0.5 - to_right) * 0.5).to(DTYPE)
-        above = tl.dot(upwards, tl.load(w + 3 * stride), above, input_precision=PRECISION)
-        above_before = tl.dot(
-            upleft, tl.load(w + 4 * stride), above_before, input_precision=PRECISION
-        )
-        above_after = tl.dot(
-            upright, tl.load(w + 5 * stride), above_after, input_precision=PRECISION
-        )
+        upwards = rounded((x - middle) * 0.5, DTYPE)
+        upleft = rounded(((x_left.to(tl.float32) - x) * 0.5 - to_left) * 0.5, DTYPE)
+        upright = rounded(((x_right.to(tl.float32) - x) * 0.5 - to_right) * 0.5, DTYPE)
+        above = multiply(upwards, tl.load(w + 3 * stride), above, PRECISION)
+        above_before = multiply(upleft, tl.load(w + 4 * stride), above_before, PRECISION)
+        above_after = multiply(upright, tl.load(w + 5 * stride), above_after, PRECISION)
 
         x = tl.load(at + line, mask=down[:, None], other=0.0).to(tl.float32)
         x_left = tl.load(at + line - CHANNELS, mask=(down & left)[:, None], other=0.0)
         x_right = tl.load(at + line + CHANNELS, mask=(down & right)[:, None], other=0.0)
-        downwards = ((x - middle) * 0.5).to(DTYPE)
-        downleft = (((x_left.to(tl.float32) - x) * 0.5 - to_left) * 0.5).to(DTYPE)
-        downright = (((x_right.to(tl.float32) - x) * 0.5 - to_right) * 0.5).to(DTYPE)
-        below = tl.dot(downwards, tl.load(w + 6 * stride), below, input_precision=PRECISION)
-        below_before = tl.dot(
-            downleft, tl.load(w + 7 * stride), below_before, input_precision=PRECISION
-        )
-        below_after = tl.dot(
-            downright, tl.load(w + 8 * stride), below_after, input_precision=PRECISION
-        )
+        downwards = rounded((x - middle) * 0.5, DTYPE)
+        downleft = rounded(((x_left.to(tl.float32) - x) * 0.5 - to_left) * 0.5, DTYPE)
+        downright = rounded(((x_right.to(tl.float32) - x) * 0.5 - to_right) * 0.5, DTYPE)
+        below = multiply(downwards, tl.load(w + 6 * stride), below, PRECISION)
+        below_before = multiply(downleft, tl.load(w + 7 * stride), below_before, PRECISION)
+        below_after = multiply(downright, tl.load(w + 8 * stride), below_after, PRECISION)
 
     slope = tl.load(slope_ptr)
     here += tl.load(bias_ptr + n)[None, :]
@@ -110,15 +101,15 @@ def cell_values(
     a, c = here + above, here + below
     aa, ac = a + before + above_before, a + after + above_after
     ca, cc = c + before + below_before, c + after + below_after
-    tl.store(y, prelu(aa, slope).to(DTYPE), mask=wanted)
-    tl.store(y + CHANNELS, prelu(a, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 2 * CHANNELS, prelu(ac, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 3 * CHANNELS, prelu(here + before, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 4 * CHANNELS, prelu(here, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 5 * CHANNELS, prelu(here + after, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 6 * CHANNELS, prelu(ca, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 7 * CHANNELS, prelu(c, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 8 * CHANNELS, prelu(cc, slope).to(DTYPE), mask=wanted)
+    tl.store(y, rounded(prelu(aa, slope), DTYPE), mask=wanted)
+    tl.store(y + CHANNELS, rounded(prelu(a, slope), DTYPE), mask=wanted)
+    tl.store(y + 2 * CHANNELS, rounded(prelu(ac, slope), DTYPE), mask=wanted)
+    tl.store(y + 3 * CHANNELS, rounded(prelu(here + before, slope), DTYPE), mask=wanted)
+    tl.store(y + 4 * CHANNELS, rounded(prelu(here, slope), DTYPE), mask=wanted)
+    tl.store(y + 5 * CHANNELS, rounded(prelu(here + after, slope), DTYPE), mask=wanted)
+    tl.store(y + 6 * CHANNELS, rounded(prelu(ca, slope), DTYPE), mask=wanted)
+    tl.store(y + 7 * CHANNELS, rounded(prelu(c, slope), DTYPE), mask=wanted)
+    tl.store(y + 8 * CHANNELS, rounded(prelu(cc, slope), DTYPE), mask=wanted)
 
 
 @triton.jit
@@ -129,18 +120,18 @@ def _columns(x0, x1, x2, x3, x4, w, STRIDE: tl.constexpr, s0, s1, s2, s3, PRECIS
     for column taps -, 0, +, 0 and +, - and 0.
     """
     minus = tl.load(w)
-    s0 = tl.dot(x0, minus, s0, input_precision=PRECISION)
-    s1 = tl.dot(x1, minus, s1, input_precision=PRECISION)
-    s3 = tl.dot(x2, minus, s3, input_precision=PRECISION)
+    s0 = multiply(x0, minus, s0, PRECISION)
+    s1 = multiply(x1, minus, s1, PRECISION)
+    s3 = multiply(x2, minus, s3, PRECISION)
     centre = tl.load(w + STRIDE)
-    s0 = tl.dot(x1, centre, s0, input_precision=PRECISION)
-    s3 = tl.dot(x3, centre, s3, input_precision=PRECISION)
+    s0 = multiply(x1, centre, s0, PRECISION)
+    s3 = multiply(x3, centre, s3, PRECISION)
     plus = tl.load(w + 2 * STRIDE)
-    s0 = tl.dot(x2, plus, s0, input_precision=PRECISION)
-    s2 = tl.dot(x3, plus, s2, input_precision=PRECISION)
-    s3 = tl.dot(x4, plus, s3, input_precision=PRECISION)
-    s1 = tl.dot(x2, tl.load(w + 3 * STRIDE), s1, input_precision=PRECISION)
-    s2 = tl.dot(x2, tl.load(w + 4 * STRIDE), s2, input_precision=PRECISION)
+    s0 = multiply(x2, plus, s0, PRECISION)
+    s2 = multiply(x3, plus, s2, PRECISION)
+    s3 = multiply(x4, plus, s3, PRECISION)
+    s1 = multiply(x2, tl.load(w + 3 * STRIDE), s1, PRECISION)
+    s2 = multiply(x2, tl.load(w + 4 * STRIDE), s2, PRECISION)
     return s0, s1, s2, s3
 
 
@@ -211,10 +202,10 @@ def reduce_cells(
     line = (m // width).to(tl.int64) * 4 + sub_row
     y = y_ptr + (line * width + column)[:, None] * (4 * OUTPUTS) + n[None, :]
     wanted = inside[:, None]
-    tl.store(y, prelu(s0 + bias, slope).to(DTYPE), mask=wanted)
-    tl.store(y + OUTPUTS, prelu(s1 + bias, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 2 * OUTPUTS, prelu(s2 + bias, slope).to(DTYPE), mask=wanted)
-    tl.store(y + 3 * OUTPUTS, prelu(s3 + bias, slope).to(DTYPE), mask=wanted)
+    tl.store(y, rounded(prelu(s0 + bias, slope), DTYPE), mask=wanted)
+    tl.store(y + OUTPUTS, rounded(prelu(s1 + bias, slope), DTYPE), mask=wanted)
+    tl.store(y + 2 * OUTPUTS, rounded(prelu(s2 + bias, slope), DTYPE), mask=wanted)
+    tl.store(y + 3 * OUTPUTS, rounded(prelu(s3 + bias, slope), DTYPE), mask=wanted)
 
 
 def launch_cell_values(

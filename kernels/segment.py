@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import multiply
 from .launch import Config, Launch, cdiv, is_exact
 
 LABELS, PROBABILITIES, LOGITS = 0, 1, 2
@@ -46,7 +47,7 @@ def _border(
                 seen = seen & seen_after
         x = tl.load(x_rows + offset + k[None, :], mask=seen[:, None], other=0.0)
         weight = tl.load(weight_ptr + (tap * INPUTS + k)[:, None] * COLUMNS + n[None, :])
-        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        sums = multiply(x, weight, sums, PRECISION)
     return sums + tl.where(chosen[:, None], tl.load(bias_ptr + n)[None, :], 0.0)
 
 
@@ -100,7 +101,7 @@ def classify(
         seen = seen & (column + dx >= 0) & (column + dx < width)
         x = tl.load(x_rows + (dy * width + dx) * INPUTS + k[None, :], mask=seen[:, None], other=0.0)
         weight = tl.load(weights + tap * INPUTS * COLUMNS)
-        sums = tl.dot(x, weight, sums, input_precision=PRECISION)
+        sums = multiply(x, weight, sums, PRECISION)
     sums += tl.load(bias_ptr + n)[None, :]
 
     at_rows = (first_row == 0) | (first_row + BLOCK_Y >= height)

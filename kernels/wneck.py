@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .convolution import prelu, step_of
+from .arithmetic import multiply, prelu, rounded
+from .convolution import step_of
 from .launch import Config, Launch, cdiv, power_of_2
 
 MAPS = 4  # of partial sums
@@ -80,10 +81,10 @@ def squeeze(
         at = chunk * BLOCK_K + k
         x = tl.load(x_rows[:, None] + at[None, :], mask=inside[:, None], other=0.0)
         weight = tl.load(expand1_ptr + at[:, None] * EXPANDED + e[None, :])
-        wide = tl.dot(x, weight, wide, input_precision=PRECISION)
+        wide = multiply(x, weight, wide, PRECISION)
     wide = prelu(wide + tl.load(expand_bias_ptr + e)[None, :], slope)
     # Outside the image nothing is given to anybody.
-    wide1 = tl.where(inside[:, None], wide, 0.0).to(DTYPE)
+    wide1 = rounded(tl.where(inside[:, None], wide, 0.0), DTYPE)
 
     wide = tl.full((TILE * TILE, EXPANDED), 0.0, tl.float32)
     for step in range(9 * chunks):
@@ -96,9 +97,9 @@ def squeeze(
         x = tl.load(x_rows[:, None] + (offset + k)[None, :], mask=seen[:, None], other=0.0)
         weight_rows = expand3_ptr + (step * BLOCK_K + k) * EXPANDED
         weight = tl.load(weight_rows[:, None] + e[None, :])
-        wide = tl.dot(x, weight, wide, input_precision=PRECISION)
+        wide = multiply(x, weight, wide, PRECISION)
     wide = prelu(wide + tl.load(expand_bias_ptr + EXPANDED + e)[None, :], slope)
-    wide3 = tl.where(inside[:, None], wide, 0.0).to(DTYPE)
+    wide3 = rounded(tl.where(inside[:, None], wide, 0.0), DTYPE)
 
     s = tl.arange(0, SQUEEZED)
     weights = squeeze_ptr + e[:, None] * SQUEEZED + s[None, :]
@@ -109,14 +110,15 @@ def squeeze(
     beside = tl.full(SHAPE, 0.0, tl.float32)
     across = tl.full(SHAPE, 0.0, tl.float32)
     corner = tl.full(SHAPE, 0.0, tl.float32)
+    nothing = tl.full((TILE * TILE, SQUEEZED), 0.0, tl.float32)
     for dy in tl.range(-1, 2, num_stages=2):
         stay = tl.full(SHAPE, 0.0, tl.float32)
         leave = tl.full(SHAPE, 0.0, tl.float32)
         for dx in tl.static_range(-1, 2):
             tap = weights + ((dy + 1) * 3 + dx + 1) * (2 * EXPANDED * SQUEEZED)
-            product = tl.dot(wide1, tl.load(tap), input_precision=PRECISION)
+            product = multiply(wide1, tl.load(tap), nothing, PRECISION)
             weight3 = tl.load(tap + EXPANDED * SQUEEZED)
-            product = tl.dot(wide3, weight3, product, input_precision=PRECISION)
+            product = multiply(wide3, weight3, product, PRECISION)
             product = tl.reshape(product, SHAPE)
             if dx == 0:
                 stay += product
@@ -211,15 +213,15 @@ def restore(
         squeezed += tl.load(at + 3 * plane, mask=(beside & across)[:, None], other=0.0)
         weight_rows = weight_ptr + (tap * SQUEEZED + k) * FEATURES
         weight = tl.load(weight_rows[:, None] + n[None, :], mask=real[None, :], other=0.0)
-        squeezed = squeezed.to(weight_ptr.dtype.element_ty)
-        sums = tl.dot(squeezed, weight, sums, input_precision=PRECISION)
+        squeezed = rounded(squeezed, weight_ptr.dtype.element_ty)
+        sums = multiply(squeezed, weight, sums, PRECISION)
 
     wanted = inside[:, None] & real[None, :]
     x_rows = x_ptr + m.to(tl.int64) * x_pitch
     sums += tl.load(bias_ptr + n, mask=real, other=0.0)[None, :]
     sums += tl.load(x_rows[:, None] + n[None, :], mask=wanted, other=0.0).to(tl.float32)
     y_rows = y_ptr + m.to(tl.int64) * y_pitch
-    tl.store(y_rows[:, None] + n[None, :], sums.to(y_ptr.dtype.element_ty), mask=wanted)
+    tl.store(y_rows[:, None] + n[None, :], rounded(sums, y_ptr.dtype.element_ty), mask=wanted)
 
 
 def launch_squeeze(

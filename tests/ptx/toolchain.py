@@ -76,22 +76,30 @@ class TritonKernel:
     """An ahead-of-time compiled Triton kernel.
 
     Attributes:
+        text: PTX, or AMD's assembly.
+        binary: machine code as the driver takes it.
         shared: dynamic shared memory in bytes.
         scratch: bytes per program of the trailing scratch parameters that Triton adds.
     """
 
-    ptx: str
+    text: str
+    binary: bytes
     name: str
     shared: int
     num_warps: int
     scratch: tuple[int, ...]
+
+    @property
+    def ptx(self) -> str:
+        """The text of a kernel for NVIDIA."""
+        return self.text
 
 
 def compile_triton(
     fn,
     signature: dict[str, str],
     constexprs: dict[str, object] | None = None,
-    arch: int = 80,
+    arch: int | str = 80,
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> TritonKernel:
@@ -101,7 +109,7 @@ def compile_triton(
         signature: {argument: type}, such as {"X": "*fp16", "n": "i32"}; a type may end in ":16"
             to promise divisibility by 16 (pointers: 16-byte alignment), as Triton's JIT does.
         constexprs: {argument: value}.
-        arch: compute capability, such as 80.
+        arch: compute capability such as 80, or AMD's name such as gfx942.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -117,10 +125,14 @@ def compile_triton(
     types = {name: t.removesuffix(":16") for name, t in types.items()}
     source = ASTSource(fn=fn, signature=types, constexprs=constexprs, attrs=hints)
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    k = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    amd = isinstance(arch, str)
+    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", arch, 32)
+    k = triton.compile(source, target=target, options=options)
     m = k.metadata
-    scratch = (m.global_scratch_size or 0, m.profile_scratch_size or 0)
-    return TritonKernel(k.asm["ptx"], m.name, m.shared, m.num_warps, scratch)
+    sizes = ("global_scratch_size", "profile_scratch_size")
+    scratch = tuple(getattr(m, size, None) or 0 for size in sizes)
+    text, binary = (k.asm[kind] for kind in (("amdgcn", "hsaco") if amd else ("ptx", "cubin")))
+    return TritonKernel(text, binary, m.name, m.shared, m.num_warps, scratch)
 
 
 def run_triton(kernel: TritonKernel, grid: int | tuple[int, ...], args: list, **options) -> Result:
@@ -164,6 +176,30 @@ class KernelResources:
     spill_stores: int = 0
     spill_loads: int = 0
     barriers: int = 0
+
+
+def triton_resources(kernel: TritonKernel) -> KernelResources:
+    """What a kernel's own machine code takes.
+
+    Raises:
+        ToolError: cuobjdump, which Triton brings for NVIDIA, is not there.
+    """
+    if ".vgpr_count:" in kernel.text:
+
+        def number(name: str) -> int:
+            return int(re.search(rf"\.{name}:\s+(\d+)", kernel.text)[1])
+
+        return KernelResources(
+            registers=number("vgpr_count"),
+            stack=number("private_segment_fixed_size"),
+            spill_stores=number("vgpr_spill_count"),
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "k.cubin"
+        path.write_bytes(kernel.binary)
+        text = call("cuobjdump", "-res-usage", path)
+    used = {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", text)}
+    return KernelResources(registers=used["REG"], stack=used["STACK"])
 
 
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
