@@ -14,7 +14,7 @@ from .arithmetic import multiply, prelu, rounded
 from .launch import Config, Launch, cdiv, is_exact, power_of_2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "height", "width"])
 def convolution(
     x_ptr,
     weight_ptr,

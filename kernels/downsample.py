@@ -50,7 +50,11 @@ def _image_row(
     return rounded(value.to(tl.float32), DTYPE)
 
 
-@triton.jit
+# Images come as the caller has them, and are read by the byte or number.
+@triton.jit(
+    do_not_specialize=["pixels", "height", "width"],
+    do_not_specialize_on_alignment=["image_ptr"],
+)
 def stem_down(
     image_ptr,
     stem_ptr,
@@ -142,7 +146,7 @@ def stem_down(
     tl.store(y, rounded(sums, y_ptr.dtype.element_ty), mask=inside[:, None] & real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "height", "width"])
 def down(
     x_ptr,
     weight_ptr,

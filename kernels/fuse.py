@@ -18,7 +18,7 @@ from .convolution import step_of
 from .launch import Config, Launch, cdiv, is_exact
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "height", "width"])
 def cell_values(
     x_ptr,
     weight_ptr,
@@ -135,7 +135,7 @@ def _columns(x0, x1, x2, x3, x4, w, STRIDE: tl.constexpr, s0, s1, s2, s3, PRECIS
     return s0, s1, s2, s3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "height", "width"])
 def reduce_cells(
     x_ptr,
     weight_ptr,

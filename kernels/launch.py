@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 AUTOTUNE = "DSSNET_FAST_TRITON_AUTOTUNE"
 
@@ -18,6 +19,10 @@ PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 # The pitch of maps, bytes of pointers: what compilers are promised, so that loads are vectors.
 ALIGNMENT = 16
+
+
+# Sizes of images are never compiled in (`do_not_specialize` of each kernel): a kernel is compiled
+# once for a network, whatever images come.
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,28 @@ class Launch:
         """Queue it on the device of its tensors.
 
         With `DSSNET_FAST_TRITON_AUTOTUNE=1` the fastest config for the sizes is found when they
-        are first seen, and remembered on disk; otherwise the default is taken.
+        are first seen, and remembered on disk; otherwise the first that fits the device is taken.
+
+        Raises:
+            OutOfResources: None fits.
         """
         if os.environ.get(AUTOTUNE) == "1" and len(self.configs) > 1:
             kernel = _tuned(self.kernel, _Configs(self.configs), tuple(self._sizes()))
             kernel[lambda meta: (self.grid(meta),)](**self.arguments, **self.constants)
             return
-        config = self.configs[0]
+        key = (self.kernel, *self.constants.values())
+        first = _FITTING.get(key, 0)
+        for number, config in enumerate(self.configs[first:], first):
+            try:
+                self._run(config)
+            except OutOfResources:
+                if number + 1 == len(self.configs):
+                    raise
+            else:
+                _FITTING[key] = number
+                return
+
+    def _run(self, config: Config) -> None:
         self.kernel[(self.grid(config.blocks),)](
             **self.arguments,
             **self.constants,
@@ -77,6 +97,11 @@ class Launch:
         """Names of everything that the best config depends on."""
         numbers = [name for name, value in self.arguments.items() if isinstance(value, int)]
         return [*numbers, *self.constants]
+
+
+# Which config of a kernel has been found to fit. A process with GPUs of several kinds takes what
+# fits the smallest that it has used.
+_FITTING: dict[Hashable, int] = {}
 
 
 class _Configs(tuple):

@@ -51,7 +51,7 @@ def _border(
     return sums + tl.where(chosen[:, None], tl.load(bias_ptr + n)[None, :], 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def classify(
     x_ptr,
     weight_ptr,

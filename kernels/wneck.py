@@ -30,7 +30,7 @@ TILE = 8  # cells a side of a tile: rows and columns
 LARGEST_EXPANDED, LARGEST_SQUEEZED = 128, 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "height", "width"])
 def squeeze(
     x_ptr,
     expand1_ptr,
@@ -50,12 +50,13 @@ def squeeze(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One tile: expand both branches, PReLU, squeeze.
 
     expand1_ptr is [FEATURES, EXPANDED], expand3_ptr [9, FEATURES, EXPANDED], expand_bias_ptr
     [2, EXPANDED], squeeze_ptr [9, 2, EXPANDED, SQUEEZED]; sums_ptr [4, cells, SQUEEZED] float32 is
-    written.
+    written. STAGES rows of squeezing weights are in flight.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     tiles_x = tl.cdiv(width, TILE)
@@ -111,7 +112,7 @@ def squeeze(
     across = tl.full(SHAPE, 0.0, tl.float32)
     corner = tl.full(SHAPE, 0.0, tl.float32)
     nothing = tl.full((TILE * TILE, SQUEEZED), 0.0, tl.float32)
-    for dy in tl.range(-1, 2, num_stages=2):
+    for dy in tl.range(-1, 2, num_stages=STAGES):
         stay = tl.full(SHAPE, 0.0, tl.float32)
         leave = tl.full(SHAPE, 0.0, tl.float32)
         for dx in tl.static_range(-1, 2):
@@ -166,7 +167,7 @@ def _at_edge(position, size, TILE: tl.constexpr):
     return before | after
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "height", "width"])
 def restore(
     sums_ptr,
     weight_ptr,
@@ -274,7 +275,11 @@ def launch_squeeze(
             "PRECISION": precision,
         },
         # Four warps have 16 cells each and find their neighbours in x in their own registers.
-        [Config({"BLOCK_K": step_of(features)}, 4, stages) for stages in (3, 2, 4)],
+        # The last one is for GPUs with little shared memory.
+        [
+            Config({"BLOCK_K": step_of(features), "STAGES": rows}, 4, stages)
+            for rows, stages in ((2, 3), (2, 2), (2, 4), (1, 2))
+        ],
         lambda _: batch * cdiv(height, TILE) * cdiv(width, TILE),
     )
 

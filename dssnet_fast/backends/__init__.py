@@ -1,6 +1,6 @@
 """Backends: who computes the four stages, and how one is chosen.
 
-A backend is a module with the four names of `BackendModule`; its row in `_MODULES` is all it takes
+A backend is a module with the names of `BackendModule`; its row in `_MODULES` is all it takes
 to be offered. The order is that of preference. Modules are imported when first asked for.
 """
 
@@ -82,6 +82,9 @@ class BackendModule(Protocol):
 
     def why_not(self, device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
         """Why it cannot run this; None when it can."""
+
+    def why_not_automatic(self, device: torch.device) -> str | None:
+        """Why `auto` passes it by where it could run; None when it does not."""
 
     def best_precision(self, device: torch.device) -> str:
         """What `precision="auto"` means on `device`."""
@@ -184,6 +187,8 @@ def choose(
         entry = module(name)
         exact = entry.best_precision(where) if precision == "auto" else precision
         reason = (failed or {}).get(name) or entry.why_not(where, exact, config)
+        if reason is None and backend == "auto":
+            reason = entry.why_not_automatic(where)
         if reason is None:
             best = "best available" if backend == "auto" else "named by the caller"
             return Choice(name, where, exact, "; ".join(reasons) or best)

@@ -22,6 +22,11 @@ def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str |
     return None
 
 
+def why_not_automatic(device: torch.device) -> str | None:
+    """`auto` takes it wherever it runs."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Half precision on a GPU, where it is twice as fast; exact elsewhere."""
     return "fp16" if device.type == "cuda" else "fp32"

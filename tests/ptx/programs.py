@@ -50,12 +50,18 @@ class Specialised:
 def specialise(launch: Launch, config: Config) -> Specialised:
     """Types and constants of a launch under a config."""
     signature, constants = {}, {**launch.constants, **config.blocks}
+    parameters = {parameter.name: parameter for parameter in launch.kernel.params}
     for name, value in launch.arguments.items():
         if isinstance(value, Tensor):
             address = value.storage_offset() * value.element_size()
-            assert address % 16 == 0, f"{name} is not aligned"
-            signature[name] = TYPES[value.dtype] + ALIGNED
-        elif value is None or value == 1:
+            aligned = not parameters[name].do_not_specialize_on_alignment
+            assert address % 16 == 0 or not aligned, f"{name} is not aligned"
+            signature[name] = TYPES[value.dtype] + (ALIGNED if aligned else "")
+        elif value is None:
+            constants[name] = value
+        elif parameters[name].do_not_specialize:
+            signature[name] = "i32"
+        elif value == 1:
             constants[name] = value
         else:
             signature[name] = "i32" + (ALIGNED if value % 16 == 0 else "")

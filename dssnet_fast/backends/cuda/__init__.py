@@ -1,6 +1,6 @@
 """The backend `cuda`: kernels for NVIDIA GPUs from compute capability 8.0 on, in fp16 and bf16.
 
-The four names of `dssnet_fast.backends.BackendModule` are here. `native` finds what `setup.py`
+The names of `dssnet_fast.backends.BackendModule` are here. `native` finds what `setup.py`
 compiled, `kernels` the image for a device, `nvrtc` and `cache` make one where there is none, and
 `engine` runs the network.
 """
@@ -72,6 +72,11 @@ def _why_no_network(device: torch.device, precision: str, config: DSSNetConfig) 
         )
     except extension.PlanError as error:
         return f"{error}: use backend torch"
+    return None
+
+
+def why_not_automatic(device: torch.device) -> str | None:
+    """`auto` takes it wherever it runs."""
     return None
 
 

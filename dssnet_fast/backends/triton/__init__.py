@@ -1,6 +1,6 @@
 """The backend `triton`: kernels for every GPU that Triton reaches, NVIDIA's and AMD's.
 
-The four names of `dssnet_fast.backends.BackendModule` are here. `operands` lays out the weights,
+The names of `dssnet_fast.backends.BackendModule` are here. `operands` lays out the weights,
 `stages` says which kernels of `dssnet_fast.kernels` run on which maps, `program` where maps lie,
 and `engine` runs them. With `TRITON_INTERPRET=1` in the environment before anything of Triton is
 imported, the kernels run on the CPU in Triton's interpreter: thousands of times slower, but
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-_OLDEST = 80  # Triton's own limit for NVIDIA
+_OLDEST = 75  # with tensor cores for fp16
+_AMPERE = 80  # with tensor cores for bf16 and TF32
 
 
 def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
@@ -38,13 +39,18 @@ def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str |
     if device.type != "cuda":
         return f"needs a GPU; {device} is none (TRITON_INTERPRET=1 runs it on the CPU, very slowly)"
     if torch.version.hip is None:
-        major, minor = torch.cuda.get_device_capability(device)
-        if 10 * major + minor < _OLDEST:
+        needed = _AMPERE if precision == "bf16" else _OLDEST
+        if _capability(device) < needed:
             return (
-                f"needs compute capability {_OLDEST / 10} (Ampere) or newer; "
-                f"{device} has {major}.{minor}"
+                f"{precision} needs compute capability {needed / 10} or newer; "
+                f"{device} has {_capability(device) / 10}"
             )
     return None
+
+
+def why_not_automatic(device: torch.device) -> str | None:
+    """Why `auto` passes this backend by where it could run; None when it does not."""
+    return "runs in Triton's interpreter, very slowly" if device.type == "cpu" else None
 
 
 def best_precision(device: torch.device) -> str:
@@ -61,6 +67,11 @@ def make(weights: FoldedWeights, device: torch.device, precision: str) -> Triton
 
 def _multiplication(device: torch.device) -> str:
     """How float32 is multiplied: in TF32 only where `set_float32_matmul_precision` said so."""
-    if device.type != "cuda" or torch.version.hip:
+    if device.type != "cuda" or torch.version.hip or _capability(device) < _AMPERE:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dssnet_fast.backends.triton import graphs
 from dssnet_fast.backends.triton.operands import pack
 from dssnet_fast.backends.triton.stages import program
 from dssnet_fast.weights import FoldedWeights
@@ -21,7 +23,8 @@ class TritonBackend:
     """The four stages; see `dssnet_fast.backends.Backend`.
 
     Work goes to torch's current stream, and the workspace of each run comes from torch's allocator,
-    so that runs on several streams and from several threads share nothing but the weights.
+    so that runs on several streams and from several threads share nothing but the weights. With
+    `DSSNET_FAST_TRITON_GRAPHS=1` `infer` replays CUDA graphs instead.
 
     Args:
         weights: The network.
@@ -43,15 +46,24 @@ class TritonBackend:
         self._network = pack(weights, device, dtype, precision)
         self._channels = self._network.sizes
         self._program = lru_cache(PROGRAMS)(partial(program, self._network))
+        wanted = os.environ.get(graphs.VARIABLE) == "1" and device.type == "cuda"
+        self._graphs = graphs.Graphs() if wanted else None
 
     # --- stages ----------------------------------------------------------------------------------
 
     def infer(self, image: Tensor, output: str) -> Tensor:
         """All stages; see `dssnet_fast.backends.Backend`."""
         image, shape = self._image(image)
-        answer = self._answer(shape, output)
-        self._run("infer", shape, output, {"image": image, "answer": answer})
-        return answer
+
+        def run(image: Tensor) -> Tensor:
+            answer = self._answer(shape, output)
+            self._run("infer", shape, output, {"image": image, "answer": answer})
+            return answer
+
+        if self._graphs is None or 0 in shape:
+            return run(image)
+        with self._current():
+            return self._graphs.run((shape, image.dtype, output), run, image)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -124,10 +136,13 @@ class TritonBackend:
     ) -> None:
         if 0 in shape:
             return
-        # Triton launches on torch's current device.
-        on_gpu = self._device.type == "cuda"
-        with torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext():
+        with self._current():
             self._program(stage, shape, output).run(given, self._device)
+
+    def _current(self) -> contextlib.AbstractContextManager:
+        """Triton launches on torch's current device."""
+        on_gpu = self._device.type == "cuda"
+        return torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext()
 
 
 def _image_shape(x: Tensor, scale: int) -> tuple[int, int, int]:
