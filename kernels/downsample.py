@@ -196,10 +196,10 @@ def down(
     tl.store(y, rounded(sums, y_ptr.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
-def _configs(y: Tensor) -> list[Config]:
-    # `stem_down` holds five sums of each pixel; in float32 there are registers for few.
-    choices = ((16, 4), (32, 8)) if is_exact(y) else ((64, 4), (32, 4), (128, 8))
-    return [Config({"BLOCK_M": m}, num_warps, 1) for m, num_warps in choices]
+def _configs(y: Tensor, *choices: tuple[int, int]) -> list[Config]:
+    """Choices of pixels and warps; in float32 there are registers for few pixels."""
+    chosen = ((16, 4), (32, 8)) if is_exact(y) else choices
+    return [Config({"BLOCK_M": m}, num_warps, 1) for m, num_warps in chosen]
 
 
 def launch_stem_down(
@@ -245,7 +245,8 @@ def launch_stem_down(
             "BYTES": as_bytes,
             "PRECISION": precision,
         },
-        _configs(y),
+        # Five sums of each pixel are held.
+        _configs(y, (64, 8), (32, 4), (128, 8)),
         lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
     )
 
@@ -280,6 +281,6 @@ def launch_down(
             "COLUMNS": power_of_2(channels),
             "PRECISION": precision,
         },
-        _configs(y),
+        _configs(y, (64, 4), (32, 4), (128, 8)),
         lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
     )

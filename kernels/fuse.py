@@ -238,9 +238,9 @@ def launch_cell_values(
         },
         {"CHANNELS": channels, "PRECISION": precision},
         [
-            Config({"BLOCK_M": m, "BLOCK_N": block_n, "BLOCK_K": step_of(channels, k)}, 4, 2)
+            Config({"BLOCK_M": m, "BLOCK_N": block_n, "BLOCK_K": step_of(channels, 16)}, warps, 2)
             # Nine sums of each cell are held.
-            for m, k in (((16, 16),) if is_exact(x) else ((64, 16), (32, 16), (64, 32)))
+            for m, warps in (((16, 4),) if is_exact(x) else ((64, 8), (32, 4)))
         ],
         lambda blocks: cdiv(cells, blocks["BLOCK_M"]) * (channels // block_n),
     )

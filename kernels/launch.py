@@ -91,6 +91,7 @@ class Launch:
             **config.blocks,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            enable_fp_fusion=True,
         )
 
     def _sizes(self) -> list[str]:

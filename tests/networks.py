@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "images"
 
 SMALL = {"width": 9, "features": 8, "blocks": 2}
 
@@ -38,3 +43,11 @@ def random_network(config: DSSNetConfig | None = None, seed: int = 0, **changes)
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """uint8 noise."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def example(height: int, width: int) -> np.ndarray:
+    """uint8 [1, height, width, 3] from the example images, repeated where they are smaller."""
+    path = sorted(EXAMPLES.iterdir())[0]
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    rows, columns = -(-height // pixels.shape[0]), -(-width // pixels.shape[1])
+    return np.tile(pixels, (rows, columns, 1))[None, :height, :width].copy()

@@ -10,9 +10,8 @@ from ptx import Buffer, compile_triton, run_triton
 from ptx.samples import output
 
 pytest.importorskip("triton", reason="triton is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
-from ptx.samples import triton_kernels as kernels  # noqa: E402
+from ptx.samples import triton_kernels as kernels
 
 
 def random() -> np.random.Generator:

@@ -50,7 +50,7 @@ def test_nothing_in_the_way(machine):
 def test_the_first_thing_in_the_way_is_named(machine, monkeypatch):
     # From the last that is looked at to the first: each is named while all after it are in the way.
     ways = [
-        (lambda: None, "computes in fp16 and bf16; for fp32 use backend torch"),
+        (lambda: None, "computes in fp16 and bf16; for fp32 use backend triton or torch"),
         (lambda: None, "computes W-NECK blocks; this network has basic blocks"),
         (
             lambda: monkeypatch.setattr(kernels, "problem", lambda c: f"no kernels for {c}"),
@@ -72,7 +72,7 @@ def test_the_first_thing_in_the_way_is_named(machine, monkeypatch):
 def test_a_network_that_is_too_large_for_the_device_is_torchs(machine):
     large = DSSNetConfig(features=128)
     assert cuda.why_not(GPU, "fp16", large) == (
-        "a block of this network needs 300000 bytes of shared memory: use backend torch"
+        "a block of this network needs 300000 bytes of shared memory: use backend triton or torch"
     )
 
 
@@ -94,11 +94,12 @@ def test_the_planner_is_asked_as_it_wants_to_be(native, machine, monkeypatch):
 def test_it_comes_first_where_it_runs(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     choice = backends.choose("auto", "cuda", "auto", PAPER)
     assert (choice.name, choice.device, choice.precision) == ("cuda", GPU, "fp16")
     exact = backends.choose("auto", "cuda", "fp32", PAPER)
-    assert exact.name == "torch"
-    assert exact.reason == "cuda: computes in fp16 and bf16; for fp32 use backend torch"
+    assert exact.name == "triton"
+    assert exact.reason == "cuda: computes in fp16 and bf16; for fp32 use backend triton or torch"
     with pytest.raises(
         backends.BackendUnavailable, match=r"available on cuda:0: cuda \(fp16, bf16\)"
     ):

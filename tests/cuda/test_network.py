@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dssnet_fast import FastDSSNet
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.weights import unfold
 from laboratory import Laboratory, Reference, last, relative_error, specimen
-from networks import noise
+from networks import example, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "images"
 SIZES = [
     (64, 96),
     (128, 72),
     pytest.param(256, 320, marks=pytest.mark.slow),
     pytest.param(512, 512, marks=pytest.mark.large),
 ]
-
-
-def example(height: int, width: int) -> np.ndarray:
-    """uint8 [1, height, width, 3] from the example images, repeated where they are smaller."""
-    path = sorted(EXAMPLES.iterdir())[0]
-    pixels = np.asarray(Image.open(path).convert("RGB"))
-    rows, columns = -(-height // pixels.shape[0]), -(-width // pixels.shape[1])
-    return np.tile(pixels, (rows, columns, 1))[None, :height, :width].copy()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

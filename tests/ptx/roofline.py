@@ -81,7 +81,7 @@ class Work:
 
     Attributes:
         blocks: In its grid.
-        macs: On tensor cores.
+        macs: On tensor cores, at the rate of fp16: what takes twice as long counts twice.
         wavefronts: Of shared memory.
         instructions: Of warps.
         sectors: 32 bytes each, requested of global memory.

@@ -21,11 +21,13 @@ class Loop:
 
     Attributes:
         instructions: In its body.
-        mma: Of them, matrix multiplications.
+        mma: Of them, matrix multiplications of a warp (HMMA).
+        wgmma: Of them, such of four warps together (HGMMA), on Hopper.
     """
 
     instructions: int
     mma: int
+    wgmma: int = 0
 
 
 def innermost_loops(text: str) -> dict[str, list[Loop]]:
@@ -50,9 +52,9 @@ def innermost_loops(text: str) -> dict[str, list[Loop]]:
             if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops)
         ]
         bodies = [_loop(opcodes[begin:end]) for begin, end in innermost]
-        bodies = [loop for loop in bodies if loop.mma]
+        bodies = [loop for loop in bodies if loop.mma or loop.wgmma]
         whole = _loop([opcode for opcode in opcodes if opcode != "NOP"])
-        if not bodies and whole.mma:
+        if not bodies and (whole.mma or whole.wgmma):
             bodies = [whole]
         if bodies:
             found[name] = bodies
@@ -67,9 +69,16 @@ def disassemble(ptx: str, arch: int) -> str | None:
     """
     if find_tool("nvdisasm") is None:
         return None
+    return disassemble_cubin(assemble(ptx, arch).cubin)
+
+
+def disassemble_cubin(cubin: bytes) -> str | None:
+    """As `disassemble`, of machine code."""
+    if find_tool("nvdisasm") is None:
+        return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cubin"
-        path.write_bytes(assemble(ptx, arch).cubin)
+        path.write_bytes(cubin)
         return call("nvdisasm", "-c", path)
 
 
@@ -86,4 +95,5 @@ def _functions(text: str) -> dict[str, list[str]]:
 
 
 def _loop(opcodes: list[str]) -> Loop:
-    return Loop(len(opcodes), sum(opcode.startswith("HMMA") for opcode in opcodes))
+    mma, wgmma = (sum(opcode.startswith(kind) for opcode in opcodes) for kind in ("HMMA", "HGMMA"))
+    return Loop(len(opcodes), mma, wgmma)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
+import sys
 import types
 
 import numpy as np
@@ -12,13 +16,16 @@ from PIL import Image
 
 from dssnet_fast import macs
 from dssnet_fast.backends.cuda import native
+from dssnet_fast.checkpoint import from_state
 from dssnet_fast.python_ref.config import DSSNetConfig
+from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.released import released_state
-from networks import SMALL, noise, random_network
-from ptx import report, sass
-from ptx.minimum import minimum_macs
+from dssnet_fast.weights import fold_checkpoint
+from networks import CONFIGS, SMALL, noise, random_network
+from ptx import counting, report, run_cuda, run_triton, sass, summary
+from ptx.minimum import launch_macs, layer_macs, minimum_macs
 from ptx.roofline import GPUS, Work, bounds, residency, rounds
-from ptx.toolchain import KernelResources, find_tool
+from ptx.toolchain import KernelResources, ToolError, find_tool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,8 +50,8 @@ def files(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """No compiling: assembling all kernels for three GPUs takes longer than running them."""
-    monkeypatch.setattr(report, "resources", lambda run: None)
-    monkeypatch.setattr(report, "sass_loops", lambda run, capability: None)
+    monkeypatch.setattr(summary, "resources", lambda run: None)
+    monkeypatch.setattr(summary, "sass_loops", lambda run, capability: None)
 
 
 @pytest.fixture
@@ -124,31 +131,42 @@ def test_the_first_image_stands_for_all(files, tmp_path):
     assert every["totals"]["macs_an_image"] == one["totals"]["macs"]
 
 
+def only_compile(monkeypatch, machine, field, wanted):
+    """Ask the compilers for one kernel of a run; of the others nothing is known.
+
+    Args:
+        monkeypatch: The fixture.
+        machine: The class of the run's machine.
+        field: Where it has its kernels by name.
+        wanted: The kernel's name.
+    """
+    ask, look = machine.compiled, machine.loops
+
+    def split(own):
+        kernels = getattr(own, field)
+        some = dataclasses.replace(own, **{field: {wanted: kernels[wanted]}})
+        return some, [name for name in kernels if name != wanted]
+
+    def compiled(own, capability):
+        some, rest = split(own)
+        nothing = counting.Compiled(KernelResources(registers=128), 0)
+        return ask(some, capability) | dict.fromkeys(rest, nothing)
+
+    def loops(own, capability):
+        some, rest = split(own)
+        found = look(some, capability)
+        return None if found is None else found | {name: [] for name in rest}
+
+    monkeypatch.setattr(machine, "compiled", compiled)
+    monkeypatch.setattr(machine, "loops", loops)
+
+
 @pytest.mark.usefixtures("ready")
 def test_compilers_are_asked_where_they_are(files, tmp_path, monkeypatch, capsys):
     if find_tool("ptxas") is None:
         pytest.skip("needs ptxas")
     # Of one module; the others say nothing new.
-    ask, look = report.resources, report.sass_loops
-
-    def only_segment(run):
-        name = "segment_fp16"
-        return types.SimpleNamespace(ptx={name: run.ptx[name]}), [k for k in run.ptx if k != name]
-
-    def resources(run):
-        some, rest = only_segment(run)
-        return {
-            gpu: own | dict.fromkeys(rest, KernelResources(registers=128))
-            for gpu, own in ask(some).items()
-        }
-
-    def loops(run, capability):
-        some, rest = only_segment(run)
-        found = look(some, capability)
-        return None if found is None else found | {name: [] for name in rest}
-
-    monkeypatch.setattr(report, "resources", resources)
-    monkeypatch.setattr(report, "sass_loops", loops)
+    only_compile(monkeypatch, run_cuda.CudaMachine, "ptx", "segment_fp16")
     found = run(files, tmp_path, "--crop", "32x32")
     gpu = found["kernels"][-1]["gpus"]["A100"]
     assert 32 <= gpu["resources"]["registers"] <= 128
@@ -164,15 +182,165 @@ def test_compilers_are_asked_where_they_are(files, tmp_path, monkeypatch, capsys
         assert 54 in [loop["mma"] for loop in found["kernels"][-1]["sass"]]
 
 
+HEAD = "convolution head 3x3 16>16"
+
+
+@pytest.fixture(scope="module")
+def both(files):
+    """Both kinds of kernels on two images: what is written and what is printed.
+
+    Compilers are asked for one kernel in Triton and for none in CUDA.
+    """
+    pytest.importorskip("triton")
+    if native.problem() is not None:
+        pytest.skip(f"the report needs the extension: {native.problem()}")
+
+    def fail(own, capability):
+        raise ToolError("is not asked")
+
+    path, printed = files / "both.json", io.StringIO()
+    options = ("--crop", "64x64", "--batch", 2, "--kernels", "both", "--json", path)
+    with pytest.MonkeyPatch.context() as patches, contextlib.redirect_stdout(printed):
+        patches.setattr(run_cuda.CudaMachine, "compiled", fail)
+        patches.setattr(run_cuda.CudaMachine, "loops", fail)
+        only_compile(patches, run_triton.TritonMachine, "launches", HEAD)
+        assert main(files, *options, checkpoint="small.pt") == 0
+    return json.loads(path.read_text())["runs"], printed.getvalue()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_both_kinds_side_by_side(both):
+    found, printed = both
+    assert list(found) == ["cuda", "triton"]
+    for kind, one in found.items():
+        assert one["run"]["kernels"] == kind
+        assert 0 < one["accuracy"]["error"] <= one["accuracy"]["torch_error"]
+        assert one["accuracy"]["labels_are_argmax"]
+        for field in ("launches", *summary.SUMMED):
+            whole = one["totals"][field]
+            assert sum(row[field] for row in one["stages"]) == whole
+            assert sum(row[field] for row in one["kernels"]) == whole
+    assert [[row["launches"] for row in one["stages"]] for one in found.values()] == [
+        [1, 2, 3, 1, 1],
+        [1, 2, 5, 3, 2],
+    ]
+    cuda, triton = (
+        [(row["stage"], row["minimum"]) for row in one["stages"]] for one in found.values()
+    )
+    assert cuda == triton
+    table = printed[printed.index("Side by side") :].splitlines()
+    rows = [line.split(" | ") for line in table if line.startswith("| ")][1:]
+    assert [row[1].strip() for row in rows] == ["cuda", "triton"] * 6
+    assert [row[2].strip() for row in rows] == [*"1122351312", "8", "13"]
+    for row, one in zip(rows[-2:], found.values(), strict=True):
+        assert row[12].strip() == f"{one['accuracy']['error']:.2e}"
+        assert float(row[3]) == round(one["totals"]["macs"] / 1e9, 4)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_counts_of_a_triton_kernel_by_hand(both):
+    rows = both[0]["triton"]["kernels"]
+    row = {row["kernel"]: row for row in rows}[HEAD]
+    # Two images of 64 cells; 9 taps, 9 channels to 8, stored as 16 and 16.
+    assert row["launches"] == 1
+    assert row["macs"] == 2 * 64 * 9 * 16 * 16
+    assert row["mma"] == row["macs"] / (16 * 8 * 16)
+    assert row["minimum"] == 2 * 64 * 9 * 9 * 8
+    assert row["unique_written"] == row["intermediate"] == 2 * 64 * 16 * 2
+    assert row["unique_read"] == 2 * 64 * 16 * 2 + 9 * 16 * 16 * 2 + 16 * 4
+    # What the last kernel writes is the answer.
+    assert rows[-1]["kernel"] == "classify"
+    assert rows[-1]["unique_written"] == 2 * 64 * 64
+    assert rows[-1]["intermediate"] == 0
+
+
+@pytest.mark.usefixtures("kernels")
+def test_compilers_are_asked_for_triton(both):
+    if find_tool("cuobjdump") is None or find_tool("nvdisasm") is None:
+        pytest.skip("needs cuobjdump and nvdisasm")
+    found, printed = both
+    row = {row["kernel"]: row for row in found["triton"]["kernels"]}[HEAD]
+    for gpu in row["gpus"].values():
+        assert 16 <= gpu["resources"]["registers"] <= 255
+        assert gpu["resources"]["shared"] == 0
+        assert gpu["resident"]["all"] > 0
+    # What the executor launched is the A100's kernel.
+    assert row["gpus"]["A100"]["dynamic_shared"] == row["dynamic_shared"] > 0
+    # 64 pixels and four warps are what Hopper multiplies at once.
+    assert sum(loop["wgmma"] for loop in row["sass"]) > 0
+    assert sum(loop["mma"] for loop in row["sass"]) == 0
+    assert printed.count("HGMMA)") == len(row["sass"])
+    assert "| stack bytes |" in printed
+
+
+@pytest.mark.usefixtures("kernels", "quick")
+def test_the_first_image_stands_for_all_in_triton(files, tmp_path, both):
+    every = both[0]["triton"]
+    options = ("--crop", "64x64", "--batch", 2, "--kernels", "triton", "--first-image-only")
+    first = run(files, tmp_path, *options, checkpoint="small.pt")
+    for same in ("stages", "model", "accuracy"):
+        assert first[same] == every[same]
+    for ours, theirs in zip(first["kernels"], every["kernels"], strict=True):
+        assert all(ours[field] == theirs[field] for field in ("blocks", *summary.SUMMED))
+    for total in ("macs_an_image", "workspace_bytes", "weight_bytes"):
+        assert first["totals"][total] == every["totals"][total]
+
+
+def test_blocks_with_pixels_of_two_images_stand_for_nothing():
+    def launch(pixels):
+        return types.SimpleNamespace(
+            configs=[types.SimpleNamespace(blocks={"BLOCK_M": 64})], arguments={"cells": pixels}
+        )
+
+    run_triton._require_whole_blocks("restore", launch(128))
+    with pytest.raises(InputError, match="blocks of restore would hold pixels of two images"):
+        run_triton._require_whole_blocks("restore", launch(96))
+
+
+def test_float32_is_multiplied_in_parts_of_tf32(files, monkeypatch):
+    pytest.importorskip("triton")
+
+    def stop(program, inputs, outputs, **options):
+        maps = {name: torch.empty(m.shape, dtype=m.dtype) for name, m in program.maps.items()}
+        launches = [step.make({**maps, **inputs, **outputs}) for step in program.steps]
+        assert {launch.constants["PRECISION"] for launch in launches} == {"tf32x3"}
+        assert {launch.arguments["weight_ptr"].dtype for launch in launches[1:]} == {torch.float32}
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(run_triton, "run_program", stop)
+    arguments = ("--kernels", "triton", "--precision", "fp32", "--crop", "16x16")
+    with pytest.raises(InputError, match="seen enough"):
+        main(files, *arguments, "--debug", checkpoint="small.pt")
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("quick")
+def test_float32_and_other_blocks(files, tmp_path):
+    pytest.importorskip("triton")
+    network = random_network(DSSNetConfig(**SMALL, block="basic"))
+    torch.save(released_state(network), files / "basic32.pt")
+    options = ("--crop", "16x16", "--kernels", "triton", "--precision", "fp32")
+    found = run(files, tmp_path, *options, checkpoint="basic32.pt")
+    assert found["accuracy"]["error"] < 1e-6
+    rows = {row["kernel"]: row for row in found["kernels"]}
+    row = rows["convolution block.second 3x3 16>16"]
+    # One block of 64 cells for each of two launches, three products for each.
+    assert row["macs"] == 2 * 3 * 64 * 9 * 16 * 16
+    # TF32 has half the rate.
+    gpu = GPUS["A100"]
+    seconds = row["gpus"]["A100"]["seconds"]["tensor"]
+    assert seconds == pytest.approx(2 * row["macs"] / gpu.macs / gpu.hertz)
+
+
 def test_useful_bytes_are_counted_once_a_warp():
     lanes = np.arange(32)
     core = types.SimpleNamespace(lanes=64, lane_numbers=np.arange(64))
-    everyone = report.LaneSet(core, np.arange(32))
-    assert report.distinct_addresses(everyone, 4096 + 4 * lanes) == 32
-    assert report.distinct_addresses(everyone, np.full(32, 4096)) == 1
-    assert report.distinct_addresses(everyone, 4096 + 8 * (lanes % 4)) == 4
-    two_warps = report.LaneSet(core, np.arange(16, 48))
-    assert report.distinct_addresses(two_warps, np.full(32, 4096)) == 2
+    everyone = counting.LaneSet(core, np.arange(32))
+    assert counting.distinct_addresses(everyone, 4096 + 4 * lanes) == 32
+    assert counting.distinct_addresses(everyone, np.full(32, 4096)) == 1
+    assert counting.distinct_addresses(everyone, 4096 + 8 * (lanes % 4)) == 4
+    two_warps = counting.LaneSet(core, np.arange(16, 48))
+    assert counting.distinct_addresses(two_warps, np.full(32, 4096)) == 2
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
@@ -205,6 +373,43 @@ def test_minimum_where_the_torch_backend_computes_the_same_form(upsampling):
     assert sum(n for kernel, n in found if kernel == "wneck") == folded["extract"]
     if upsampling == "pixel_shuffle":
         assert found[-2] == ("fuse_shuffle", folded["fuse"])
+
+
+# In float32 W-NECK blocks are three convolutions.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float16) for name in CONFIGS), ("gray", torch.float32)],
+)
+def test_minimum_of_triton_launches(name, dtype):
+    pytest.importorskip("triton")
+    from dssnet_fast.backends.triton.operands import pack
+    from dssnet_fast.backends.triton.stages import program
+
+    config = dataclasses.replace(CONFIGS[name], super_resolution=False, edge=False)
+    layers = layer_macs(config, 1, 64, 96)
+    if config.block == "wneck":
+        assert sum(layers.values()) == sum(n for _, n in minimum_macs(config, 1, 64, 96))
+    folded = fold_checkpoint(from_state(released_state(random_network(config))))
+    network = pack(folded, torch.device("cpu"), dtype, "ieee")
+    steps = program(network, "infer", (1, 64, 96), "labels")
+    maps = {name: torch.empty(m.shape, dtype=m.dtype) for name, m in steps.maps.items()}
+    maps["image"] = torch.empty((1, 64, 96, config.in_channels), dtype=torch.uint8)
+    maps["answer"] = torch.empty((1, 64, 96), dtype=torch.uint8)
+    each, stages = [], {}
+    for step in steps.steps:
+        launch = step.make(maps)
+        weights = run_triton.weights_of(launch, network)
+        each.append((run_triton.launch_name(launch, weights), launch_macs(weights, layers)))
+        stage = weights[0].split(".")[0]
+        stages[stage] = stages.get(stage, 0) + each[-1][1]
+    assert all(minimum > 0 for _, minimum in each)
+    assert sum(minimum for _, minimum in each) == sum(layers.values())
+    assert len({minimum for found, minimum in each if found == "restore"}) <= 1
+    # The torch backend computes these in the same form.
+    theirs = macs.folded(config, 64, 96)
+    assert stages["extract"] == theirs["extract"]
+    if config.upsampling == "pixel_shuffle":
+        assert stages["fuse"] == theirs["fuse"]
 
 
 def test_bounds_by_hand():
@@ -286,6 +491,13 @@ work:
         /*0000*/                   HMMA.1688.F32 R8, R4, R6, R8 ;
         /*0010*/                   EXIT ;
         /*0020*/                   NOP;
+//--------------------- .text.hopper --------------------------
+.text.hopper:
+.L_x_5:
+        /*0000*/                   WARPGROUP.ARRIVE ;
+        /*0010*/                   HGMMA.64x64x16.F32 R24, gdesc[UR8], R24, gsb0 ;
+        /*0020*/               @P0 BRA `(.L_x_5) ;
+        /*0030*/                   EXIT ;
 //--------------------- .text.none --------------------------
 .text.none:
         /*0000*/                   EXIT ;
@@ -296,6 +508,7 @@ def test_innermost_loops():
     assert sass.innermost_loops(SASS) == {
         "work": [sass.Loop(instructions=4, mma=2)],
         "straight": [sass.Loop(instructions=2, mma=1)],
+        "hopper": [sass.Loop(instructions=3, mma=0, wgmma=1)],
     }
 
 
@@ -329,7 +542,8 @@ def test_a_crop_larger_than_the_image(files, capsys):
         (["--crop", "0x8"], "must be HxW"),
         (["--batch", "0"], "must be at least 1"),
         (["--device", "V100"], "invalid choice"),
-        (["--precision", "fp32"], "invalid choice"),
+        (["--precision", "int8"], "invalid choice"),
+        (["--kernels", "cuda,opencl"], "must be cuda, triton or both"),
     ],
 )
 def test_wrong_arguments(files, capsys, arguments, message):
@@ -338,9 +552,28 @@ def test_wrong_arguments(files, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_kernels_that_do_not_exist_yet(files, capsys):
-    assert main(files, "--kernels", "triton") == 2
-    assert capsys.readouterr().err == "tests.ptx.report: there are no triton kernels yet\n"
+def test_kernels_by_name():
+    assert report.kernels("both") == report.kernels("cuda,triton") == ("cuda", "triton")
+    assert report.kernels("triton") == ("triton",)
+    assert report.make_parser().get_default("kernels") == "cuda"
+
+
+def test_logits_of_two_kinds_are_not_saved(files, tmp_path, capsys):
+    arguments = ("--kernels", "both", "--save-logits", tmp_path / "logits.npy")
+    assert main(files, *arguments) == 1
+    assert "--save-logits takes those of one kind" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_precision_that_the_cuda_kernels_do_not_have(files, capsys):
+    assert main(files, "--precision", "fp32") == 1
+    assert "compute in fp16 and bf16, not in fp32" in capsys.readouterr().err
+
+
+def test_without_triton(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dssnet_fast.backends.triton.operands", None)
+    assert main(files, "--kernels", "triton") == 1
+    assert "needs Triton, which cannot be imported" in capsys.readouterr().err
 
 
 def test_without_the_extension(files, capsys, monkeypatch):
@@ -354,7 +587,7 @@ def test_without_images_and_compiler(files, capsys, monkeypatch):
     def fail(module):
         raise FileNotFoundError("needs nvcc")
 
-    monkeypatch.setattr(report, "shipped_kernels", fail)
+    monkeypatch.setattr(run_cuda, "shipped_kernels", fail)
     assert main(files) == 1
     assert (
         "no kernel images are installed, and compiling them needs nvcc" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def compile_triton(
     }
     types = {name: t.removesuffix(":16") for name, t in types.items()}
     source = ASTSource(fn=fn, signature=types, constexprs=constexprs, attrs=hints)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     amd = isinstance(arch, str)
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", arch, 32)
     k = triton.compile(source, target=target, options=options)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp16", "bf16")
 
+_INSTEAD = "use backend triton or torch"
 _OLDEST = 80  # the tensor-core and asynchronous copy instructions that the kernels use
 
 
@@ -51,9 +52,9 @@ def _why_no_device(device: torch.device) -> str | None:
 
 def _why_no_network(device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
     if config.block != "wneck":
-        return f"computes W-NECK blocks; this network has {config.block} blocks: use backend torch"
+        return f"computes W-NECK blocks; this network has {config.block} blocks: {_INSTEAD}"
     if precision not in PRECISIONS:
-        return f"computes in {' and '.join(PRECISIONS)}; for {precision} use backend torch"
+        return f"computes in {' and '.join(PRECISIONS)}; for {precision} {_INSTEAD}"
     from dssnet_fast.backends.cuda.engine import network_of
 
     extension = native.module()
@@ -71,7 +72,7 @@ def _why_no_network(device: torch.device, precision: str, config: DSSNetConfig) 
             device=extension.device_properties(_index(device)),
         )
     except extension.PlanError as error:
-        return f"{error}: use backend torch"
+        return f"{error}: {_INSTEAD}"
     return None
 
 

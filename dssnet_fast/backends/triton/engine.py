@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dssnet_fast.backends.triton import graphs
+import dssnet_fast.backends.triton.graphs as graphs
 from dssnet_fast.backends.triton.operands import pack
 from dssnet_fast.backends.triton.stages import program
 from dssnet_fast.weights import FoldedWeights

@@ -1,0 +1,1 @@
+"""The backend triton: interpreted, compiled for every target, and on the PTX executor."""
