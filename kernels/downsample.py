@@ -21,33 +21,32 @@ ROW = 16  # numbers of a neighbourhood's row, with its three channels
 
 @triton.jit
 def _image_row(
-    image_ptr,
-    batch,
+    pixels_ptr,
+    seen,
+    r,
     row,
-    column,
-    inside,
     height,
-    width,
-    CHANNELS: tl.constexpr,
+    step,
     BYTES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Five pixels from `column` on, their channels side by side: [BLOCK_M, 16], normalised."""
-    k = tl.arange(0, 16)
-    at = column[:, None] + (k // CHANNELS)[None, :]
-    seen = (inside & (row >= 0) & (row < height))[:, None] & (at >= 0) & (at < width)
-    seen = seen & (k < 5 * CHANNELS)[None, :]
-    line = batch.to(tl.int64) * height + row
+    """Row r of the 5x5 neighbourhoods: [BLOCK_M, 16], normalised; what is not seen is zero."""
+    line = 2 * row - 2 + r
+    seen = seen & ((line >= 0) & (line < height))[:, None]
     if BYTES:
-        place = (line * width + column)[:, None] * CHANNELS + k[None, :]
         # Zero padding is value 128.
-        value = tl.load(image_ptr + place, mask=seen, other=128).to(tl.float32)
+        value = tl.load(pixels_ptr + r * step, mask=seen, other=128).to(tl.float32)
         return rounded((value - 128) * 0.0078125, DTYPE)
-    channel = (k % CHANNELS)[None, :]
-    plane = (batch.to(tl.int64) * CHANNELS)[:, None] + channel
-    place = (plane * height + row[:, None]) * width + at
-    value = tl.load(image_ptr + place, mask=seen, other=0.0)
+    value = tl.load(pixels_ptr + r * step, mask=seen, other=0.0)
     return rounded(value.to(tl.float32), DTYPE)
+
+
+@triton.jit
+def _three_rows(sums, x0, x1, x2, weights, real, ROW_SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums with the products of three rows of neighbourhoods."""
+    sums = multiply(x0, tl.load(weights, mask=real, other=0.0), sums, PRECISION)
+    sums = multiply(x1, tl.load(weights + ROW_SIZE, mask=real, other=0.0), sums, PRECISION)
+    return multiply(x2, tl.load(weights + 2 * ROW_SIZE, mask=real, other=0.0), sums, PRECISION)
 
 
 # Images come as the caller has them, and are read by the byte or number.
@@ -79,6 +78,7 @@ def stem_down(
     and what the corner adds back; bias_ptr [4, OUTPUTS] likewise, everywhere first.
     """
     DTYPE: tl.constexpr = stem_ptr.dtype.element_ty
+    ROW_SIZE: tl.constexpr = 16 * OUTPUTS
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, COLUMNS)
     k = tl.arange(0, 16)
@@ -89,29 +89,38 @@ def stem_down(
     real = (n < OUTPUTS)[None, :]
     place = k[:, None] * OUTPUTS + n[None, :]
 
-    sums = tl.full((BLOCK_M, COLUMNS), 0.0, tl.float32)
-    stem00, stem01, stem10, stem11 = sums, sums, sums, sums
-    for r in tl.static_range(5):
-        x = _image_row(
-            image_ptr, batch, 2 * row - 2 + r, 2 * column - 2, inside, height, width,
-            CHANNELS, BYTES, DTYPE,
-        )  # fmt: skip
-        weight = tl.load(strided_ptr + r * 16 * OUTPUTS + place, mask=real, other=0.0)
-        sums = multiply(x, weight, sums, PRECISION)
-        # The stem's three rows for the upper pixels are 1 to 3 of these, for the lower 2 to 4.
-        if r >= 1 and r <= 3:
-            upper = stem_ptr + (r - 1) * 16 * OUTPUTS
-            left = tl.load(upper + place, mask=real, other=0.0)
-            right = tl.load(upper + 48 * OUTPUTS + place, mask=real, other=0.0)
-            stem00 = multiply(x, left, stem00, PRECISION)
-            stem01 = multiply(x, right, stem01, PRECISION)
-        if r >= 2:
-            lower = stem_ptr + (r - 2) * 16 * OUTPUTS
-            left = tl.load(lower + place, mask=real, other=0.0)
-            right = tl.load(lower + 48 * OUTPUTS + place, mask=real, other=0.0)
-            stem10 = multiply(x, left, stem10, PRECISION)
-            stem11 = multiply(x, right, stem11, PRECISION)
-    sums += tl.maximum(tl.maximum(stem00, stem01), tl.maximum(stem10, stem11))
+    # A row of a neighbourhood: five pixels, their channels side by side.
+    pixel, channel = k // CHANNELS, k % CHANNELS
+    at = (2 * column - 2)[:, None] + pixel[None, :]
+    seen = inside[:, None] & (at >= 0) & (at < width) & (k < 5 * CHANNELS)[None, :]
+    if BYTES:
+        start = ((batch.to(tl.int64) * height + 2 * row - 2) * width + 2 * column - 2) * CHANNELS
+        step = width * CHANNELS
+        pixels_ptr = image_ptr + start[:, None] + k[None, :]
+    else:
+        start = (batch.to(tl.int64) * CHANNELS * height + 2 * row - 2) * width + 2 * column - 2
+        step = width
+        plane = channel.to(tl.int64) * height * width + pixel
+        pixels_ptr = image_ptr + start[:, None] + plane[None, :]
+
+    x0 = _image_row(pixels_ptr, seen, 0, row, height, step, BYTES, DTYPE)
+    x1 = _image_row(pixels_ptr, seen, 1, row, height, step, BYTES, DTYPE)
+    x2 = _image_row(pixels_ptr, seen, 2, row, height, step, BYTES, DTYPE)
+    x3 = _image_row(pixels_ptr, seen, 3, row, height, step, BYTES, DTYPE)
+    x4 = _image_row(pixels_ptr, seen, 4, row, height, step, BYTES, DTYPE)
+    nothing = tl.full((BLOCK_M, COLUMNS), 0.0, tl.float32)
+    # The stem at the pooling window's left and right pixels, upper and lower.
+    at_left, at_right = stem_ptr + place, stem_ptr + 3 * ROW_SIZE + place
+    best = _three_rows(nothing, x1, x2, x3, at_left, real, ROW_SIZE, PRECISION)
+    best = tl.maximum(best, _three_rows(nothing, x2, x3, x4, at_left, real, ROW_SIZE, PRECISION))
+    best = tl.maximum(best, _three_rows(nothing, x1, x2, x3, at_right, real, ROW_SIZE, PRECISION))
+    best = tl.maximum(best, _three_rows(nothing, x2, x3, x4, at_right, real, ROW_SIZE, PRECISION))
+    strided = strided_ptr + place
+    sums = _three_rows(best, x0, x1, x2, strided, real, ROW_SIZE, PRECISION)
+    weight = tl.load(strided + 3 * ROW_SIZE, mask=real, other=0.0)
+    sums = multiply(x3, weight, sums, PRECISION)
+    weight = tl.load(strided + 4 * ROW_SIZE, mask=real, other=0.0)
+    sums = multiply(x4, weight, sums, PRECISION)
     sums += tl.load(bias_ptr + n, mask=n < OUTPUTS, other=0.0)[None, :]
 
     # Where the strided convolution sees padding, the 5x5 one saw the stem's extension.
@@ -135,11 +144,9 @@ def stem_down(
             if r == 6:
                 chosen = top & left
                 source = 2
-            x = _image_row(
-                image_ptr, batch, 2 * row - 2 + source, 2 * column - 2, chosen, height, width,
-                CHANNELS, BYTES, DTYPE,
-            )  # fmt: skip
-            weight = tl.load(border_ptr + r * 16 * OUTPUTS + place, mask=real, other=0.0)
+            there = seen & chosen[:, None]
+            x = _image_row(pixels_ptr, there, source, row, height, step, BYTES, DTYPE)
+            weight = tl.load(border_ptr + r * ROW_SIZE + place, mask=real, other=0.0)
             sums = multiply(x, weight, sums, PRECISION)
 
     y = y_ptr + m.to(tl.int64)[:, None] * OUTPUTS + n[None, :]
@@ -246,7 +253,7 @@ def launch_stem_down(
             "PRECISION": precision,
         },
         # Five sums of each pixel are held.
-        _configs(y, (64, 8), (32, 4), (128, 8)),
+        _configs(y, (64, 4), (128, 8)),
         lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
     )
 
@@ -281,6 +288,6 @@ def launch_down(
             "COLUMNS": power_of_2(channels),
             "PRECISION": precision,
         },
-        _configs(y, (64, 4), (32, 4), (128, 8)),
+        _configs(y, (64, 4), (128, 8)),
         lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
     )

@@ -240,7 +240,7 @@ def launch_cell_values(
         [
             Config({"BLOCK_M": m, "BLOCK_N": block_n, "BLOCK_K": step_of(channels, 16)}, warps, 2)
             # Nine sums of each cell are held.
-            for m, warps in (((16, 4),) if is_exact(x) else ((64, 8), (32, 4)))
+            for m, warps in (((16, 4),) if is_exact(x) else ((64, 4), (32, 2)))
         ],
         lambda blocks: cdiv(cells, blocks["BLOCK_M"]) * (channels // block_n),
     )
