@@ -13,6 +13,8 @@ from torch import Tensor
 from .arithmetic import multiply, prelu, rounded
 from .launch import Config, Launch, cdiv, is_exact, power_of_2
 
+MANY = 1 << 15  # pixels: enough for hundreds of programs of the larger kind
+
 
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
 def convolution(
@@ -128,6 +130,7 @@ def convolve(
         precision: How float32 is multiplied; see `launch.PRECISIONS`.
     """
     batch, height, width, _ = x.shape
+    pixels = batch * height * width
     taps, inputs, outputs = weight.shape
     # A block has one sub-pixel, and sees either one tap or all.
     parts = pointwise or (outputs // shuffle**2 if shuffle > 1 else 64)
@@ -138,6 +141,13 @@ def convolve(
         blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
         return Config(blocks, num_warps, num_stages)
 
+    # 64 pixels make the most programs, 128 use a weight twice as often.
+    if is_exact(x):
+        configs = [config(64, 4, 2)]
+    else:
+        configs = [config(64, 4, 3), config(128, 4, 2)]
+        if pixels >= MANY:
+            configs.reverse()
     return Launch(
         convolution,
         {
@@ -147,7 +157,7 @@ def convolve(
             "slope_ptr": slope,
             "residual_ptr": residual,
             "y_ptr": y,
-            "pixels": batch * height * width,
+            "pixels": pixels,
             "height": height,
             "width": width,
             "x_pitch": x.stride(2),
@@ -164,9 +174,6 @@ def convolve(
             "SHUFFLE": shuffle,
             "PRECISION": precision,
         },
-        # 64 pixels make the most programs of one image, 128 use a weight twice as often.
-        [config(64, 4, 2)]
-        if is_exact(x)
-        else [config(64, 4, 3), config(128, 4, 3), config(128, 8, 3)],
-        lambda blocks: cdiv(batch * height * width, blocks["BLOCK_M"]) * cdiv(outputs, block_n),
+        configs,
+        lambda blocks: cdiv(pixels, blocks["BLOCK_M"]) * cdiv(outputs, block_n),
     )

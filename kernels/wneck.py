@@ -78,29 +78,29 @@ def squeeze(
     chunks: tl.constexpr = FEATURES // BLOCK_K
 
     wide = tl.full((TILE * TILE, EXPANDED), 0.0, tl.float32)
-    for chunk in range(chunks):
+    for tap in range(9):
+        dy, dx = tap // 3 - 1, tap % 3 - 1
+        seen = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
+        seen = (seen & inside)[:, None]
+        there = x_rows + (dy * width + dx) * x_pitch
+        weight_rows = expand3_ptr + tap * FEATURES * EXPANDED
+        for chunk in tl.static_range(chunks):
+            at = chunk * BLOCK_K + k
+            x = tl.load(there[:, None] + at[None, :], mask=seen, other=0.0)
+            weight = tl.load(weight_rows + at[:, None] * EXPANDED + e[None, :])
+            wide = multiply(x, weight, wide, PRECISION)
+    wide = prelu(wide + tl.load(expand_bias_ptr + EXPANDED + e)[None, :], slope)
+    # Outside the image nothing is given to anybody.
+    wide3 = rounded(tl.where(inside[:, None], wide, 0.0), DTYPE)
+
+    wide = tl.full((TILE * TILE, EXPANDED), 0.0, tl.float32)
+    for chunk in tl.static_range(chunks):
         at = chunk * BLOCK_K + k
         x = tl.load(x_rows[:, None] + at[None, :], mask=inside[:, None], other=0.0)
         weight = tl.load(expand1_ptr + at[:, None] * EXPANDED + e[None, :])
         wide = multiply(x, weight, wide, PRECISION)
     wide = prelu(wide + tl.load(expand_bias_ptr + e)[None, :], slope)
-    # Outside the image nothing is given to anybody.
     wide1 = rounded(tl.where(inside[:, None], wide, 0.0), DTYPE)
-
-    wide = tl.full((TILE * TILE, EXPANDED), 0.0, tl.float32)
-    for step in range(9 * chunks):
-        dy = step // chunks // 3 - 1
-        dx = step // chunks % 3 - 1
-        seen = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
-        offset = (dy * width + dx) * x_pitch + step % chunks * BLOCK_K
-        # Cells of the tile outside the image see what they like: they are masked below.
-        seen = seen & inside
-        x = tl.load(x_rows[:, None] + (offset + k)[None, :], mask=seen[:, None], other=0.0)
-        weight_rows = expand3_ptr + (step * BLOCK_K + k) * EXPANDED
-        weight = tl.load(weight_rows[:, None] + e[None, :])
-        wide = multiply(x, weight, wide, PRECISION)
-    wide = prelu(wide + tl.load(expand_bias_ptr + EXPANDED + e)[None, :], slope)
-    wide3 = rounded(tl.where(inside[:, None], wide, 0.0), DTYPE)
 
     s = tl.arange(0, SQUEEZED)
     weights = squeeze_ptr + e[:, None] * SQUEEZED + s[None, :]
@@ -116,9 +116,9 @@ def squeeze(
         stay = tl.full(SHAPE, 0.0, tl.float32)
         leave = tl.full(SHAPE, 0.0, tl.float32)
         for dx in tl.static_range(-1, 2):
-            tap = weights + ((dy + 1) * 3 + dx + 1) * (2 * EXPANDED * SQUEEZED)
-            product = multiply(wide1, tl.load(tap), nothing, PRECISION)
-            weight3 = tl.load(tap + EXPANDED * SQUEEZED)
+            weight1 = weights + ((dy + 1) * 3 + dx + 1) * (2 * EXPANDED * SQUEEZED)
+            product = multiply(wide1, tl.load(weight1), nothing, PRECISION)
+            weight3 = tl.load(weight1 + EXPANDED * SQUEEZED)
             product = multiply(wide3, weight3, product, PRECISION)
             product = tl.reshape(product, SHAPE)
             if dx == 0:

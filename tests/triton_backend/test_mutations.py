@@ -46,7 +46,6 @@ MUTATIONS = [
         "tl.where(y3 == 0, -1, TILE)",
     ),
     ("released-fp16", "extract", "wneck.py", "mask=across[:, None]", "mask=beside[:, None]"),
-    ("released-fp16", "extract", "wneck.py", "position + 1 < size", "position < size"),
     (
         "released-fp16", "extract", "convolution.py", "(column + dx < width)",
         "(column + dx <= width)",
