@@ -204,14 +204,13 @@ def restore(
     for tap in range(9):
         y, x = row + tap // 3 - 1, column + tap % 3 - 1
         seen = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        beside = seen & _at_edge(x, width, TILE)
-        across = seen & _at_edge(y, height, TILE)
+        beside, across = _at_edge(x, width, TILE), _at_edge(y, height, TILE)
         at = sums_rows + ((tap // 3 - 1) * width + tap % 3 - 1) * SQUEEZED
         # One order of additions wherever the cell lies, so that equal sums are equal numbers.
-        squeezed = tl.load(at, mask=seen[:, None], other=0.0)
-        squeezed += tl.load(at + plane, mask=beside[:, None], other=0.0)
-        squeezed += tl.load(at + 2 * plane, mask=across[:, None], other=0.0)
-        squeezed += tl.load(at + 3 * plane, mask=(beside & across)[:, None], other=0.0)
+        squeezed = tl.full((BLOCK_M, SQUEEZED), 0.0, tl.float32)
+        for part in range(4):
+            there = seen & (beside | (part % 2 == 0)) & (across | (part < 2))
+            squeezed += tl.load(at + part * plane, mask=there[:, None], other=0.0)
         weight_rows = weight_ptr + (tap * SQUEEZED + k) * FEATURES
         weight = tl.load(weight_rows[:, None] + n[None, :], mask=real[None, :], other=0.0)
         squeezed = rounded(squeezed, weight_ptr.dtype.element_ty)
