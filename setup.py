@@ -406,6 +406,7 @@ setup(
         "dssnet_fast",
         "dssnet_fast.backends",
         "dssnet_fast.backends.cuda",
+        "dssnet_fast.backends.triton",
         "dssnet_fast.kernels",
         "dssnet_fast.python_ref",
     ],

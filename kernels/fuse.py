@@ -261,7 +261,9 @@ def launch_reduce_cells(
     """
     batch, height, width, _, channels = values.shape
     cells = batch * height * width
-    num_warps = 8 if is_exact(values) else 4
+    choices = ((64, 16, 4, 3), (128, 16, 8, 3), (64, 32, 4, 2))
+    if is_exact(values):
+        choices = ((16, 16, 4, 2),)
     return Launch(
         reduce_cells,
         {
@@ -280,8 +282,8 @@ def launch_reduce_cells(
             "PRECISION": precision,
         },
         [
-            Config({"BLOCK_M": m, "BLOCK_K": step_of(channels, k)}, num_warps * m // 64, stages)
-            for m, k, stages in ((64, 16, 3), (128, 16, 3), (64, 32, 2))
+            Config({"BLOCK_M": m, "BLOCK_K": step_of(channels, k)}, warps, stages)
+            for m, k, warps, stages in choices
         ],
         lambda blocks: 4 * cdiv(cells, blocks["BLOCK_M"]),
     )

@@ -54,13 +54,13 @@ class Compiled:
 
 
 @functools.cache
-def launches(network: str, precision: str) -> dict[str, Launch]:
+def launches(network: str, precision: str, amd: bool = False) -> dict[str, Launch]:
     """The different launches of a network by readable name."""
     from dssnet_fast.backends.triton.operands import pack
     from dssnet_fast.backends.triton.stages import program
 
     folded = fold_checkpoint(from_state(released_state(random_network(NETWORKS[network]))))
-    multiplication = "tf32x3" if precision == "fp32" else "ieee"
+    multiplication = "tf32x3" if precision == "fp32" and not amd else "ieee"
     packed = pack(folded, torch.device("cpu"), DTYPES[precision], multiplication)
     shape = (1, 64, 64)
     found = program(packed, "infer", shape, "labels")
@@ -82,7 +82,7 @@ def compile_one(
     network: str, precision: str, name: str, target: int | str, config: int = 0
 ) -> Compiled:
     """A launch of `launches` compiled."""
-    launch = launches(network, precision)[name]
+    launch = launches(network, precision, isinstance(target, str))[name]
     kernel = compile_launch(launch, target, config)
     used = triton_resources(kernel)
     kinds = {"mfma": "v_mfma"} if isinstance(target, str) else INSTRUCTIONS
