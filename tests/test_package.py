@@ -141,3 +141,15 @@ def test_modules_import_in_one_direction():
 
     for name in sorted(graph):
         visit(name, ())
+
+
+def test_every_folder_of_modules_is_installed():
+    """A folder that `setup.py` does not name is missing from wheels only."""
+    named = {
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+        if isinstance(node, ast.Constant) and str(node.value).startswith("dssnet_fast")
+    }
+    for path in ROOMS["dssnet_fast"].rglob("__init__.py"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        assert package in named, f"setup.py does not name {package}"
