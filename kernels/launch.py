@@ -70,19 +70,21 @@ class Launch:
         """
         if os.environ.get(AUTOTUNE) == "1" and len(self.configs) > 1:
             kernel = _tuned(self.kernel, _Configs(self.configs), tuple(self._sizes()))
-            kernel[lambda meta: (self.grid(meta),)](**self.arguments, **self.constants)
+
+            def grid(meta: Mapping[str, int]) -> tuple[int]:
+                return (self.grid(meta),)
+
+            kernel[grid](**self.arguments, **self.constants, enable_fp_fusion=True)
             return
-        key = (self.kernel, *self.constants.values())
-        first = _FITTING.get(key, 0)
-        for number, config in enumerate(self.configs[first:], first):
-            try:
-                self._run(config)
-            except OutOfResources:
-                if number + 1 == len(self.configs):
-                    raise
-            else:
-                _FITTING[key] = number
-                return
+        *others, last = self.configs
+        for config in others:
+            key = (self.kernel, *self.constants.values(), *_key(config))
+            if key not in _TOO_LARGE:
+                try:
+                    return self._run(config)
+                except OutOfResources:
+                    _TOO_LARGE.add(key)
+        self._run(last)
 
     def _run(self, config: Config) -> None:
         self.kernel[(self.grid(config.blocks),)](
@@ -100,18 +102,21 @@ class Launch:
         return [*numbers, *self.constants]
 
 
-# Which config of a kernel has been found to fit. A process with GPUs of several kinds takes what
-# fits the smallest that it has used.
-_FITTING: dict[Hashable, int] = {}
+# Configs that a device had too little memory for. In a process with GPUs of several kinds all take
+# what fits the smallest.
+_TOO_LARGE: set[Hashable] = set()
+
+
+def _key(config: Config) -> tuple[Hashable, ...]:
+    """The config as something that has a hash."""
+    return (*sorted(config.blocks.items()), config.num_warps, config.num_stages)
 
 
 class _Configs(tuple):
-    """Configs as a key: blocks are dicts, which have no hash."""
+    """Configs as a key of a cache."""
 
     def __hash__(self) -> int:
-        return hash(
-            tuple((tuple(sorted(c.blocks.items())), c.num_warps, c.num_stages) for c in self)
-        )
+        return hash(tuple(map(_key, self)))
 
 
 @functools.cache

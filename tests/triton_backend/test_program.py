@@ -97,7 +97,7 @@ class TunedKernel:
     def __getitem__(self, grid):
         def run(**arguments):
             assert grid({"BLOCK": 50}) == (2,)
-            assert arguments == {"n": 100, "WIDTH": 7}
+            assert arguments == {"n": 100, "WIDTH": 7, "enable_fp_fusion": True}
 
         return run
 

@@ -191,15 +191,8 @@ def _block(
 
 def _wneck(tensors: dict[str, Tensor], name: str, sizes: Sizes) -> dict[str, Tensor]:
     features, expanded, squeezed = sizes.features, sizes.expanded, sizes.squeezed
-    expand = [
-        _layer(tensors, f"{name}.expand{size}", features, expanded) for size in (1, 3)
-    ]  # fmt: skip
-    pointwise, full = (
-        layer[f"{name}.expand{size}.weight"] for layer, size in zip(expand, (1, 3), strict=True)
-    )
-    biases = [
-        layer[f"{name}.expand{size}.bias"] for layer, size in zip(expand, (1, 3), strict=True)
-    ]
+    layers = (_layer(tensors, f"{name}.expand{size}", features, expanded) for size in (1, 3))
+    (pointwise, bias1), (full, bias3) = (layer.values() for layer in layers)
     squeeze = tensors[f"{name}.squeeze.weight"]
     halves = [_taps(half, expanded, squeezed) for half in squeeze.chunk(2, dim=1)]
     found = {
@@ -211,13 +204,13 @@ def _wneck(tensors: dict[str, Tensor], name: str, sizes: Sizes) -> dict[str, Ten
         return found | {
             f"{name}.expand1.weight": pointwise[0],
             f"{name}.expand3.weight": full,
-            f"{name}.expand.bias": torch.stack(biases),
+            f"{name}.expand.bias": torch.stack([bias1, bias3]),
         }
     # One convolution for both branches: the first half of its outputs sees the centre tap only.
     centred = F.pad(pointwise, (0, 0, 0, 0, 4, 4))
     return found | {
         f"{name}.expand.weight": torch.cat([centred, full], dim=2),
-        f"{name}.expand.bias": torch.cat(biases),
+        f"{name}.expand.bias": torch.cat([bias1, bias3]),
         f"{name}.squeeze.weight": found[f"{name}.squeeze.weight"].flatten(1, 2),
     }
 
