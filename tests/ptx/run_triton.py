@@ -18,9 +18,9 @@ from dssnet_fast.python_ref.errors import InputError
 
 from .counting import STAGES, Compiled, CountingMemory, Launched, Run, Task, counted
 from .minimum import launch_macs, layer_macs
-from .programs import WEIGHT, Executed, compile_launch, run_program
 from .sass import Loop, disassemble_cubin, innermost_loops
 from .toolchain import triton_resources
+from .triton_programs import WEIGHT, Executed, compile_launch, run_program
 
 if TYPE_CHECKING:
     from dssnet_fast.backends.triton.operands import Packed

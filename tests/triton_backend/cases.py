@@ -74,7 +74,7 @@ class Executed:
 
     Args:
         case: What runs.
-        compiled: For `ptx.programs.run_program`: how a launch is compiled.
+        compiled: For `ptx.triton_programs.run_program`: how a launch is compiled.
     """
 
     def __init__(self, case: Case, racecheck: bool = True, **options: object) -> None:
@@ -94,7 +94,7 @@ class Executed:
         output: str = "",
     ) -> None:
         from dssnet_fast.backends.triton.stages import program
-        from ptx.programs import run_program
+        from ptx.triton_programs import run_program
 
         run_program(program(self.network, stage, shape, output), inputs, outputs, **self.options)
 

@@ -19,9 +19,9 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.weights import fold_checkpoint
 from networks import random_network
-from ptx.programs import compile_launch
 from ptx.tables import table
 from ptx.toolchain import triton_resources
+from ptx.triton_programs import compile_launch
 
 TARGETS = (80, 86, 89, 90, 100, 120, "gfx942")
 PRECISIONS = tuple(DTYPES)
