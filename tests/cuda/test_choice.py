@@ -94,6 +94,7 @@ def test_the_planner_is_asked_as_it_wants_to_be(native, machine, monkeypatch):
 def test_it_comes_first_where_it_runs(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     choice = backends.choose("auto", "cuda", "auto", PAPER)
     assert (choice.name, choice.device, choice.precision) == ("cuda", GPU, "fp16")

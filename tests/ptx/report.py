@@ -28,10 +28,10 @@ from dssnet_fast.python_ref.images import read_image
 from dssnet_fast.python_ref.network import SCALE, DSSNet
 from dssnet_fast.weights import FoldedWeights, fold_checkpoint, is_weight_file, load, unfold
 
+from .count_cuda import run_cuda
+from .count_triton import run_triton
 from .counting import Run, Task
 from .plans import DEVICES
-from .run_cuda import run_cuda
-from .run_triton import run_triton
 from .summary import accuracy, summarise, yardstick
 from .tables import print_report, print_side_by_side
 

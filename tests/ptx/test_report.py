@@ -22,7 +22,7 @@ from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.weights import fold_checkpoint
 from networks import CONFIGS, SMALL, noise, random_network
-from ptx import counting, report, run_cuda, run_triton, sass, summary
+from ptx import count_cuda, count_triton, counting, report, sass, summary
 from ptx.minimum import launch_macs, layer_macs, minimum_macs
 from ptx.roofline import GPUS, Work, bounds, residency, rounds
 from ptx.toolchain import KernelResources, ToolError, find_tool
@@ -166,7 +166,7 @@ def test_compilers_are_asked_where_they_are(files, tmp_path, monkeypatch, capsys
     if find_tool("ptxas") is None:
         pytest.skip("needs ptxas")
     # Of one module; the others say nothing new.
-    only_compile(monkeypatch, run_cuda.CudaMachine, "ptx", "segment_fp16")
+    only_compile(monkeypatch, count_cuda.CudaMachine, "ptx", "segment_fp16")
     found = run(files, tmp_path, "--crop", "32x32")
     gpu = found["kernels"][-1]["gpus"]["A100"]
     assert 32 <= gpu["resources"]["registers"] <= 128
@@ -201,9 +201,9 @@ def both(files):
     path, printed = files / "both.json", io.StringIO()
     options = ("--crop", "64x64", "--batch", 2, "--kernels", "both", "--json", path)
     with pytest.MonkeyPatch.context() as patches, contextlib.redirect_stdout(printed):
-        patches.setattr(run_cuda.CudaMachine, "compiled", fail)
-        patches.setattr(run_cuda.CudaMachine, "loops", fail)
-        only_compile(patches, run_triton.TritonMachine, "launches", HEAD)
+        patches.setattr(count_cuda.CudaMachine, "compiled", fail)
+        patches.setattr(count_cuda.CudaMachine, "loops", fail)
+        only_compile(patches, count_triton.TritonMachine, "launches", HEAD)
         assert main(files, *options, checkpoint="small.pt") == 0
     return json.loads(path.read_text())["runs"], printed.getvalue()
 
@@ -292,9 +292,9 @@ def test_blocks_with_pixels_of_two_images_stand_for_nothing():
             configs=[types.SimpleNamespace(blocks={"BLOCK_M": 64})], arguments={"cells": pixels}
         )
 
-    run_triton._require_whole_blocks("restore", launch(128))
+    count_triton._require_whole_blocks("restore", launch(128))
     with pytest.raises(InputError, match="blocks of restore would hold pixels of two images"):
-        run_triton._require_whole_blocks("restore", launch(96))
+        count_triton._require_whole_blocks("restore", launch(96))
 
 
 def test_float32_is_multiplied_in_parts_of_tf32(files, monkeypatch):
@@ -307,7 +307,7 @@ def test_float32_is_multiplied_in_parts_of_tf32(files, monkeypatch):
         assert {launch.arguments["weight_ptr"].dtype for launch in launches[1:]} == {torch.float32}
         raise InputError("seen enough")
 
-    monkeypatch.setattr(run_triton, "run_program", stop)
+    monkeypatch.setattr(count_triton, "run_program", stop)
     arguments = ("--kernels", "triton", "--precision", "fp32", "--crop", "16x16")
     with pytest.raises(InputError, match="seen enough"):
         main(files, *arguments, "--debug", checkpoint="small.pt")
@@ -398,8 +398,8 @@ def test_minimum_of_triton_launches(name, dtype):
     each, stages = [], {}
     for step in steps.steps:
         launch = step.make(maps)
-        weights = run_triton.weights_of(launch, network)
-        each.append((run_triton.launch_name(launch, weights), launch_macs(weights, layers)))
+        weights = count_triton.weights_of(launch, network)
+        each.append((count_triton.launch_name(launch, weights), launch_macs(weights, layers)))
         stage = weights[0].split(".")[0]
         stages[stage] = stages.get(stage, 0) + each[-1][1]
     assert all(minimum > 0 for _, minimum in each)
@@ -587,7 +587,7 @@ def test_without_images_and_compiler(files, capsys, monkeypatch):
     def fail(module):
         raise FileNotFoundError("needs nvcc")
 
-    monkeypatch.setattr(run_cuda, "shipped_kernels", fail)
+    monkeypatch.setattr(count_cuda, "shipped_kernels", fail)
     assert main(files) == 1
     assert (
         "no kernel images are installed, and compiling them needs nvcc" in capsys.readouterr().err

@@ -27,6 +27,7 @@ PAPER = DSSNetConfig()
 def gpu(monkeypatch):
     """A GPU of compute capability `gpu.capability`."""
     found = SimpleNamespace(capability=(9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found.capability)
     monkeypatch.setattr(torch.version, "hip", None)
     return found
@@ -38,6 +39,11 @@ def test_any_network_on_a_gpu(gpu, precision, block):
     assert backend.why_not(GPU, precision, DSSNetConfig(block=block)) is None
     assert backend.why_not_automatic(GPU) is None
     assert backend.best_precision(GPU) == "fp16"
+
+
+def test_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch finds none" in backend.why_not(GPU, "fp16", PAPER)
 
 
 def test_old_gpus(gpu):

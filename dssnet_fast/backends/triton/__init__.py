@@ -38,6 +38,8 @@ def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str |
         return None
     if device.type != "cuda":
         return f"needs a GPU; {device} is none (TRITON_INTERPRET=1 runs it on the CPU, very slowly)"
+    if not torch.cuda.is_available():
+        return f"needs a GPU; torch finds none, so no {device}"
     if torch.version.hip is None:
         needed = _AMPERE if precision == "bf16" else _OLDEST
         if _capability(device) < needed:
