@@ -45,7 +45,7 @@ MUTATIONS = [
         "released-fp16", "extract", "wneck.py", "tl.where(y3 == 0, TILE, -1)",
         "tl.where(y3 == 0, -1, TILE)",
     ),
-    ("released-fp16", "extract", "wneck.py", "mask=across[:, None]", "mask=beside[:, None]"),
+    ("released-fp16", "extract", "wneck.py", "(across | (part < 2))", "(beside | (part < 2))"),
     (
         "released-fp16", "extract", "convolution.py", "(column + dx < width)",
         "(column + dx <= width)",
