@@ -9,6 +9,8 @@ anywhere.
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,16 +30,17 @@ _AMPERE = 80  # with tensor cores for bf16 and TF32
 
 def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
     """The first thing in the way of running `config` on `device`; None when it can."""
+    interpreted = _is_interpreted()
+    if interpreted and device.type != "cpu":
+        return f"runs in Triton's interpreter, on the CPU; unset TRITON_INTERPRET for {device}"
+    if not interpreted and device.type != "cuda":
+        return f"needs a GPU, or TRITON_INTERPRET=1 for Triton's interpreter; {device} is none"
     try:
-        import dssnet_fast.kernels as kernels
+        import dssnet_fast.kernels  # noqa: F401
     except ImportError as error:
         return f"needs Triton, which cannot be imported ({error}); pip install triton"
-    if kernels.is_interpreted():
-        if device.type != "cpu":
-            return f"runs in Triton's interpreter, on the CPU; unset TRITON_INTERPRET for {device}"
+    if interpreted:
         return None
-    if device.type != "cuda":
-        return f"needs a GPU; {device} is none (TRITON_INTERPRET=1 runs it on the CPU, very slowly)"
     if not torch.cuda.is_available():
         return f"needs a GPU; torch finds none, so no {device}"
     if torch.version.hip is None:
@@ -65,6 +68,14 @@ def make(weights: FoldedWeights, device: torch.device, precision: str) -> Triton
     from dssnet_fast.backends.triton.engine import TritonBackend
 
     return TritonBackend(weights, device, DTYPES[precision], _multiplication(device))
+
+
+def _is_interpreted() -> bool:
+    """What Triton decided when it was imported, or will: importing it takes a second."""
+    kernels = sys.modules.get("dssnet_fast.kernels")
+    if kernels is not None:
+        return kernels.is_interpreted()
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _multiplication(device: torch.device) -> str:
