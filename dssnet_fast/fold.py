@@ -174,6 +174,36 @@ def cell_products(weight: Tensor) -> Tensor:
     return products.reshape(-1, weight.shape[1], 1, 1)
 
 
+def cell_differences(weight: Tensor) -> Tensor:
+    """The nine products of `cell_products` with differences of cells as factors.
+
+    Per axis a = s of the cell + m of the difference to the cell before, c = s + p of that to the
+    cell after. Differences are halved, and the weights of each doubled, along each axis: no
+    difference is then larger than the values are.
+
+    Args:
+        weight: [O, I, 3, 3].
+
+    Returns:
+        [9, I, O]: row factor (cell, before, after) slowest, then column factor.
+    """
+    sums = weight.new_tensor([[1, 1, 1], [2, 0, 0], [0, 0, 2]])
+    return torch.einsum("rk,cl,oikl->rcio", sums, sums, weight).flatten(0, 1)
+
+
+def cell_taps(weight: Tensor) -> Tensor:
+    """Sums of taps that meet the same of a cell's values, for `convolve_cells` in a kernel.
+
+    Args:
+        weight: [O, I, 3, 3].
+
+    Returns:
+        [5, 5, I, O], along rows and columns: taps -, 0, +, 0 and +, - and 0.
+    """
+    sums = weight.new_tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]])
+    return torch.einsum("rk,cl,oikl->rcio", sums, sums, weight)
+
+
 def combine_products(products: Tensor) -> Tensor:
     """Each cell's 3x3 distinct values from its products and those of its neighbours.
 

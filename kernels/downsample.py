@@ -15,7 +15,6 @@ from torch import Tensor
 from .arithmetic import multiply, rounded
 from .launch import Config, Launch, cdiv, is_exact, power_of_2
 
-PIXELS = 5  # a side of the neighbourhood
 ROW = 16  # numbers of a neighbourhood's row, with its three channels
 
 
@@ -203,10 +202,10 @@ def down(
     tl.store(y, rounded(sums, y_ptr.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
-def _configs(y: Tensor, *choices: tuple[int, int]) -> list[Config]:
-    """Choices of pixels and warps; in float32 there are registers for few pixels."""
-    chosen = ((16, 4), (32, 8)) if is_exact(y) else choices
-    return [Config({"BLOCK_M": m}, num_warps, 1) for m, num_warps in chosen]
+def _configs(y: Tensor) -> list[Config]:
+    """Pixels and warps; in float32 there are registers for few pixels."""
+    choices = ((16, 4), (32, 8)) if is_exact(y) else ((64, 4), (128, 8))
+    return [Config({"BLOCK_M": m}, num_warps, 1) for m, num_warps in choices]
 
 
 def launch_stem_down(
@@ -252,8 +251,7 @@ def launch_stem_down(
             "BYTES": as_bytes,
             "PRECISION": precision,
         },
-        # Five sums of each pixel are held.
-        _configs(y, (64, 4), (128, 8)),
+        _configs(y),
         lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
     )
 
@@ -288,6 +286,6 @@ def launch_down(
             "COLUMNS": power_of_2(channels),
             "PRECISION": precision,
         },
-        _configs(y, (64, 4), (128, 8)),
+        _configs(y),
         lambda blocks: cdiv(pixels, blocks["BLOCK_M"]),
     )

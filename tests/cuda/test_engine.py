@@ -20,6 +20,7 @@ import torch
 from dssnet_fast import DSSNetConfig, backends, parity, weights
 from dssnet_fast.backends import torch_backend
 from dssnet_fast.backends.cuda import engine
+from dssnet_fast.backends.inputs import ALIGNMENT
 from dssnet_fast.checkpoint import from_state
 from dssnet_fast.python_ref.released import released_state
 from networks import CONFIGS, noise, random_network
@@ -151,7 +152,7 @@ class Runner:
         maps = []
         for number, (shape, dtype) in enumerate(plan.shapes):
             address = by_name[f"map{number}"]
-            assert address % engine.ALIGNMENT == 0
+            assert address % ALIGNMENT == 0
             maps.append(memory(address, shape, dtype))
             # Wherever the workspace is, it holds nothing that anybody still reads.
             memory(by_name[f"scratch{number}"], (128,), torch.uint8).fill_(255)

@@ -175,3 +175,22 @@ def test_graphs_only_where_asked_and_on_a_gpu(monkeypatch):
     folded = fold_checkpoint(from_state(released_state(random_network(blocks=1))))
     monkeypatch.setenv(graphs.VARIABLE, "1")
     assert TritonBackend(folded, CPU, torch.float32)._graphs is None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda b, i: b.infer(i[0], "labels"), ValueError, r"4 dimensions, got \[16, 24, 3\]"),
+        (lambda b, i: b.infer(i[:, :15], "labels"), ValueError, "multiples of 8"),
+        (lambda b, i: b.infer(i[..., :2], "labels"), ValueError, "must have 3 channels"),
+        (lambda b, i: b.infer(i.int(), "labels"), TypeError, "uint8 or floating point"),
+        (lambda b, i: b.extract(i.float()), ValueError, "x0 must have 9 channels"),
+        (lambda b, i: b.extract(torch.ones(1, 2, 2, 9).half()), TypeError, "must be torch.float32"),
+        (lambda b, i: b.fuse(torch.ones(1, 2, 2, 8), i), ValueError, "must have one shape"),
+        (lambda b, i: b.segment(torch.ones(2, 2, 32), "labels"), ValueError, "segment: a map must"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_launched(call, error, message):
+    folded = fold_checkpoint(from_state(released_state(random_network(blocks=1))))
+    with pytest.raises(error, match=message):
+        call(TritonBackend(folded, CPU, torch.float32), torch.ones(1, 16, 24, 3, dtype=torch.uint8))

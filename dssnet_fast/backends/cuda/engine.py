@@ -19,6 +19,13 @@ from torch.nn import functional as F
 
 from dssnet_fast.backends import PRECISIONS as DTYPES
 from dssnet_fast.backends.cuda.operands import operands
+from dssnet_fast.backends.inputs import (
+    check_features,
+    check_image,
+    check_map,
+    map_size,
+    readable,
+)
 from dssnet_fast.weights import FoldedWeights
 
 if TYPE_CHECKING:
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ALIGNMENT = 16  # bytes; kernels move data in chunks of this size
 PLANS = 256  # kept per network: a few kilobytes each
 GRAPHS = 32  # kept per network: each holds memory of the driver's
 
@@ -216,11 +222,7 @@ class CudaBackend:
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        if shallow.shape != deep.shape:
-            raise ValueError(
-                f"fuse: shallow and deep must have one shape, "
-                f"got {list(shallow.shape)} and {list(deep.shape)}"
-            )
+        check_features(shallow, deep)
         task = self._task("fuse", shallow, 8)
         maps = [self._padded("features", part, self.config.features) for part in (shallow, deep)]
         return self._run(task, maps, [self._map(task, 2, "y")])[0]
@@ -234,39 +236,20 @@ class CudaBackend:
     # --- tensors ---------------------------------------------------------------------------------
 
     def _task(self, stage: str, x: Tensor, scale: int, output: str = "labels") -> _Task:
-        if x.ndim != 4:
-            raise ValueError(f"{stage}: a map must have 4 dimensions, got {list(x.shape)}")
-        return _Task(stage, x.shape[0], scale * x.shape[1], scale * x.shape[2], output=output)
+        return _Task(stage, *map_size(stage, x, scale), output=output)
 
     def _image(self, image: Tensor) -> tuple[Tensor, str, int, int]:
         """The image as kernels read it, its kind, height and width."""
-        if image.ndim != 4:
-            raise ValueError(f"an image must have 4 dimensions, got {list(image.shape)}")
+        _, height, width = check_image(image, self.config.in_channels)
         kind = "uint8" if image.dtype == torch.uint8 else "float32"
-        if kind == "float32" and not image.is_floating_point():
-            raise TypeError(f"an image must be uint8 or floating point, got {image.dtype}")
-        _, *sides = image.shape
-        height, width, channels = sides if kind == "uint8" else (*sides[1:], sides[0])
-        if channels != self.config.in_channels or height % 8 or width % 8:
-            raise ValueError(
-                f"an image must have {self.config.in_channels} channels and sides that are "
-                f"multiples of 8, got {list(image.shape)} {image.dtype}"
-            )
-        return self._readable(image if kind == "uint8" else image.float()), kind, height, width
+        image = image if kind == "uint8" else image.float()
+        return readable(image, self._device.torch_device), kind, height, width
 
     def _padded(self, name: str, x: Tensor, channels: int) -> Tensor:
         """A map between stages, its channels padded as kernels want them."""
-        if x.shape[-1] != channels:
-            raise ValueError(f"{name} must have {channels} channels, got {list(x.shape)}")
-        if x.dtype != self.dtype:
-            raise TypeError(f"{name} must be {self.dtype}, got {x.dtype}")
-        return self._readable(F.pad(x, (0, self._channels[name] - channels)))
-
-    def _readable(self, x: Tensor) -> Tensor:
-        if x.device != self._device.torch_device:
-            raise ValueError(f"the network is on {self._device.torch_device}, got {x.device}")
-        x = x.detach().contiguous()
-        return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
+        check_map(name, x, channels, self.dtype)
+        padded = F.pad(x, (0, self._channels[name] - channels))
+        return readable(padded, self._device.torch_device)
 
     def _map(self, task: _Task, scale: int, name: str) -> Tensor:
         shape = (task.batch, task.height // scale, task.width // scale, self._channels[name])

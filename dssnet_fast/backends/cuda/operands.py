@@ -167,16 +167,8 @@ def _fuse_nearest(tensors: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]
     mix = _joined(tensors["fuse.mix.weight"], sizes.features)
     smooth, reduce = tensors["fuse.smooth.weight"], tensors["fuse.reduce.weight"]
 
-    # Sums of taps that meet the centre, and the differences to the cells before and after, which
-    # the kernel halves along each axis.
-    sums = smooth.new_tensor([[1, 1, 1], [2, 0, 0], [0, 0, 2]])
-    products = torch.einsum("rk,cl,oikl->rcio", sums, sums, smooth).flatten(0, 1)
-    products = _pad(products, 9, fused, _mix_outputs(fused, 16))
-
-    # Sums of taps that meet the same of a cell's values: -, 0, +, 0 and +, - and 0.
-    sums = reduce.new_tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]])
-    taps = torch.einsum("rk,cl,oikl->rcio", sums, sums, reduce)
-    taps = _pad(taps, 5, 5, fused, sizes.y)
+    products = _pad(fold.cell_differences(smooth), 9, fused, _mix_outputs(fused, 16))
+    taps = _pad(fold.cell_taps(reduce), 5, 5, fused, sizes.y)
     chunks = [_in_steps(chunk, before=1) for chunk in taps.split(values, dim=2)]
     return {
         "fuse.mix": _pad(mix, 2 * sizes.features, _mix_outputs(fused, TILE * sizes.mix_tiles)),

@@ -12,6 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dssnet_fast.backends.triton.graphs as graphs
+from dssnet_fast.backends import new_answer
+from dssnet_fast.backends.inputs import (
+    check_features,
+    check_image,
+    check_map,
+    map_size,
+    readable,
+)
 from dssnet_fast.backends.triton.operands import pack
 from dssnet_fast.backends.triton.stages import program
 from dssnet_fast.weights import FoldedWeights
@@ -56,7 +64,7 @@ class TritonBackend:
         image, shape = self._image(image)
 
         def run(image: Tensor) -> Tensor:
-            answer = self._answer(shape, output)
+            answer = new_answer(image, shape, output, self.config.classes)
             self._run("infer", shape, output, {"image": image, "answer": answer})
             return answer
 
@@ -74,62 +82,51 @@ class TritonBackend:
 
     def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 2."""
-        shape = _image_shape(x0, 8)
+        shape = map_size("extract", x0, 8)
         joined = self._map(shape, 8, 2 * self._channels.features)
-        self._run(
-            "extract", shape, "", {"x0": self._wide(x0, self._channels.width), "joined": joined}
-        )
+        x0 = self._padded("x0", x0, self.config.width, self._channels.width)
+        self._run("extract", shape, "", {"x0": x0, "joined": joined})
         shallow, deep = joined.chunk(2, dim=3)
         return shallow[..., : self.config.features], deep[..., : self.config.features]
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        if shallow.shape != deep.shape:
-            raise ValueError(
-                f"fuse: shallow and deep must have one shape, "
-                f"got {list(shallow.shape)} and {list(deep.shape)}"
-            )
-        shape = _image_shape(shallow, 8)
-        joined = torch.cat([self._wide(x, self._channels.features) for x in (shallow, deep)], dim=3)
+        check_features(shallow, deep)
+        shape = map_size("fuse", shallow, 8)
+        padded = [
+            self._padded("features", x, self.config.features, self._channels.features)
+            for x in (shallow, deep)
+        ]
+        joined = torch.cat(padded, dim=3)
         y = self._map(shape, 2, self._channels.y)
         self._run("fuse", shape, "", {"joined": joined, "y": y})
         return y
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
-        shape = _image_shape(y, 2)
-        answer = self._answer(shape, output)
-        y = self._wide(y, self._channels.y)
+        shape = map_size("segment", y, 2)
+        y = self._padded("y", y, self._channels.y, self._channels.y)
+        answer = new_answer(y, shape, output, self.config.classes)
         self._run("segment", shape, output, {"y": y, "answer": answer})
         return answer
 
     # --- tensors ---------------------------------------------------------------------------------
 
     def _image(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-        """Contiguous, and its (batch, height, width)."""
-        if image.dtype == torch.uint8:
-            batch, height, width = image.shape[:3]
-        else:
-            batch, _, height, width = image.shape
-            # Kernels read float32 and the precision's own; others are rounded to the nearer.
-            if image.dtype != self.dtype:
-                image = image.float()
-        return image.to(self._device).contiguous(), (batch, height, width)
+        """The image as kernels read it, and its batch, height and width."""
+        size = check_image(image, self.config.in_channels)
+        image = image if image.dtype == torch.uint8 else image.float()
+        return readable(image, self._device), size
 
-    def _wide(self, x: Tensor, channels: int) -> Tensor:
-        """A map as the kernels take it: with zeros up to so many channels."""
-        x = x.to(self._device, self.dtype)
-        return F.pad(x, (0, channels - x.shape[-1])).contiguous()
+    def _padded(self, name: str, x: Tensor, channels: int, wanted: int) -> Tensor:
+        """A map between stages with zeros from its `channels` up to those wanted."""
+        check_map(name, x, channels, self.dtype)
+        return readable(F.pad(x, (0, wanted - channels)), self._device)
 
     def _map(self, shape: tuple[int, int, int], scale: int, channels: int) -> Tensor:
         batch, height, width = shape
         size = (batch, height // scale, width // scale, channels)
         return torch.empty(size, dtype=self.dtype, device=self._device)
-
-    def _answer(self, shape: tuple[int, int, int], output: str) -> Tensor:
-        if output == "labels":
-            return torch.empty(shape, dtype=torch.uint8, device=self._device)
-        return torch.empty((*shape, self.config.classes), device=self._device)
 
     def _run(
         self, stage: str, shape: tuple[int, int, int], output: str, given: Mapping[str, Tensor]
@@ -143,7 +140,3 @@ class TritonBackend:
         """Triton launches on torch's current device."""
         on_gpu = self._device.type == "cuda"
         return torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext()
-
-
-def _image_shape(x: Tensor, scale: int) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[1] * scale, x.shape[2] * scale

@@ -237,14 +237,8 @@ def _fuse(tensors: dict[str, Tensor], config: DSSNetConfig, sizes: Sizes) -> dic
             "fuse.reduce.weight": _taps(reduce, fused, reduce.shape[0]),
         }
     parts = [_taps(half, sizes.features, fused) for half in halves]
-    # Sums of taps that meet the cell, and the differences to the cells before and after, which the
-    # kernel halves.
-    smooth = tensors["fuse.smooth.weight"]
-    sums = smooth.new_tensor([[1, 1, 1], [2, 0, 0], [0, 0, 2]])
-    products = torch.einsum("rk,cl,oikl->rcio", sums, sums, smooth).flatten(0, 1)
-    # Sums of taps that meet the same of a cell's values: -, 0, +, 0 and +, - and 0.
-    sums = reduce.new_tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]])
-    taps = torch.einsum("rk,cl,oikl->rcio", sums, sums, reduce)
+    products = fold.cell_differences(tensors["fuse.smooth.weight"])
+    taps = fold.cell_taps(reduce)
     return found | {
         "fuse.mix.weight": torch.cat(parts, dim=1),
         "fuse.mix.bias": _pad(tensors["fuse.mix.bias"], fused),
