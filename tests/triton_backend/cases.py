@@ -1,4 +1,4 @@
-"""Networks and images that cross every border of the kernels' blocks, and both ways to run them."""
+"""Networks and images that cross every border of the kernels' blocks, and their interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dssnet_fast.backends import PRECISIONS
 from dssnet_fast.checkpoint import from_state
@@ -69,85 +68,6 @@ CASES = {
 }
 
 
-class Executed:
-    """The four stages on the PTX executor, with its checks: the PTX that a GPU would get.
-
-    Args:
-        case: What runs.
-        compiled: For `ptx.triton_programs.run_program`: how a launch is compiled.
-    """
-
-    def __init__(self, case: Case, racecheck: bool = True, **options: object) -> None:
-        from dssnet_fast.backends.triton.operands import pack
-
-        precision = "tf32x3" if case.precision == "fp32" else "ieee"
-        self.config, self.dtype = case.config, case.dtype
-        self.network = pack(case.folded, torch.device("cpu"), case.dtype, precision)
-        self.options = {"racecheck": racecheck, **options}
-
-    def run(
-        self,
-        stage: str,
-        shape: tuple[int, int, int],
-        inputs: dict[str, Tensor],
-        outputs: dict[str, Tensor],
-        output: str = "",
-    ) -> None:
-        from dssnet_fast.backends.triton.stages import program
-        from ptx.triton_programs import run_program
-
-        run_program(program(self.network, stage, shape, output), inputs, outputs, **self.options)
-
-    def downsample(self, image: Tensor) -> Tensor:
-        image = image if image.dtype == torch.uint8 else image.float()
-        shape = image.shape[:3] if image.dtype == torch.uint8 else (len(image), *image.shape[2:])
-        x0 = self.map(shape, 8, self.network.sizes.width)
-        self.run("downsample", tuple(shape), {"image": image.contiguous()}, {"x0": x0})
-        return self.narrowed(x0, self.config.width)
-
-    def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        shape, sizes = _shape(x0, 8), self.network.sizes
-        joined = self.map(shape, 8, 2 * sizes.features)
-        self.run("extract", shape, {"x0": self.widened(x0, sizes.width)}, {"joined": joined})
-        return tuple(self.narrowed(x, self.config.features) for x in joined.chunk(2, dim=3))
-
-    def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
-        shape, sizes = _shape(shallow, 8), self.network.sizes
-        joined = torch.cat([self.widened(x, sizes.features) for x in (shallow, deep)], dim=3)
-        y = self.map(shape, 2, sizes.y)
-        self.run("fuse", shape, {"joined": joined}, {"y": y})
-        return y
-
-    def segment(self, y: Tensor, output: str) -> Tensor:
-        shape = _shape(y, 2)
-        answer = self.answer(shape, output)
-        self.run("segment", shape, {"y": y.to(self.dtype)}, {"answer": answer}, output)
-        return answer
-
-    def infer(self, image: Tensor, output: str) -> Tensor:
-        shape = tuple(image.shape[:3])
-        answer = self.answer(shape, output)
-        self.run("infer", shape, {"image": image}, {"answer": answer}, output)
-        return answer
-
-    def map(self, shape: tuple[int, int, int], scale: int, channels: int) -> Tensor:
-        batch, height, width = shape
-        return torch.zeros(batch, height // scale, width // scale, channels, dtype=self.dtype)
-
-    def answer(self, shape: tuple[int, int, int], output: str) -> Tensor:
-        if output == "labels":
-            return torch.zeros(shape, dtype=torch.uint8)
-        return torch.zeros(*shape, self.config.classes)
-
-    def widened(self, x: Tensor, channels: int) -> Tensor:
-        return F.pad(x.to(self.dtype), (0, channels - x.shape[-1])).contiguous()
-
-    @staticmethod
-    def narrowed(x: Tensor, channels: int) -> Tensor:
-        assert not x[..., channels:].any(), "padding channels must be zero"
-        return x[..., :channels]
-
-
 class Interpreted:
     """The backend in Triton's interpreter, in a process of its own.
 
@@ -175,7 +95,3 @@ def interpret(name: str, stage: str, *inputs: Tensor | str) -> Tensor | tuple[Te
         case = CASES[name]
         _BACKENDS[name] = TritonBackend(case.folded, torch.device("cpu"), case.dtype)
     return getattr(_BACKENDS[name], stage)(*inputs)
-
-
-def _shape(x: Tensor, scale: int) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[1] * scale, x.shape[2] * scale

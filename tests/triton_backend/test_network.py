@@ -14,7 +14,8 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.weights import unfold
 from laboratory import Laboratory, Reference, last, relative_error
 from networks import example
-from triton_backend.cases import Case, Executed
+from triton_backend.cases import Case
+from triton_backend.executed import Executed
 
 
 @pytest.mark.usefixtures("kernels")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from laboratory import Reference, last, relative_error
-from triton_backend.cases import CASES, Executed, Interpreted
+from triton_backend.cases import CASES, Interpreted
+from triton_backend.executed import Executed
 
 EXACT = 2e-5  # of float32
 # Whose answers of every kind are looked at, and whose images come as floats, too; others take long
