@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from dssnet_fast import fold
 from dssnet_fast.python_ref.config import DSSNetConfig, default_class_names
@@ -257,9 +260,24 @@ def _infer_block(state: Mapping[str, Tensor]) -> str:
     return "wneck"
 
 
+class _OnlyShapes(TorchFunctionMode):
+    """Makes networks on the meta device without going through PyTorch's Python operators.
+
+    There it draws random numbers and takes the norms of weight normalisation in Python, and imports
+    torch._dynamo for it, which takes longer than everything else about loading a network.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (init.kaiming_uniform_, init.uniform_):
+            return None
+        if func is torch.norm_except_dim:
+            return args[0][:, :1, :1, :1]
+        return func(*args, **(kwargs or {}))
+
+
 def plain_shapes(config: DSSNetConfig) -> dict[str, torch.Size]:
     """Shapes of a network's plain weights under the reference's names."""
-    with torch.device("meta"):
+    with torch.device("meta"), _OnlyShapes():
         state = DSSNet(config).state_dict()
     _, directions = _NORMED[1]
     shapes = {}
@@ -305,8 +323,9 @@ def problems_with_keys(
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise InputError that names the tensors with NaN or infinite values."""
-    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    """Raise InputError that names the CPU tensors with NaN or infinite values."""
+    # In NumPy: PyTorch would wake its threads for every tensor, see `weights.load`.
+    bad = [key for key, value in tensors.items() if not np.isfinite(value.numpy()).all()]
     if bad:
         raise InputError(
             f"{source}: NaN or infinite values in {_listed(bad)}; the training run has diverged "

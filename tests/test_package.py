@@ -52,6 +52,21 @@ def test_loading_a_model_touches_no_gpu():
     assert python("-c", code).strip() == "False"
 
 
+def test_loading_a_model_imports_no_compiler():
+    """torch._dynamo, and sympy with it, would take ten times as long as everything else."""
+    code = (
+        "import torch, sys, json\n"
+        "before = set(sys.modules)\n"
+        "from dssnet_fast import FastDSSNet\n"
+        "FastDSSNet.pretrained(device='cpu', backend='torch')\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    loaded = json.loads(python("-c", code))
+    assert "dssnet_fast.weights" in loaded
+    for name in ("torch._dynamo", "torch._inductor", "sympy", "triton"):
+        assert name not in loaded
+
+
 @pytest.mark.parametrize("command", ["segment", "convert", "train", "bench", "info"])
 def test_commands_start_in_a_checkout_and_elsewhere(command, tmp_path):
     assert "usage: python -m dssnet_fast." in python("-m", f"dssnet_fast.{command}", "--help")
