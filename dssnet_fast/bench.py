@@ -25,8 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = cli.parser(
         "bench",
-        "Time the reference network, torch.compile, TensorRT, UNet and every fast backend and "
-        "precision in turn. Each answer is compared with the reference's before it is timed. "
+        "Time the reference network, torch.compile, TensorRT on a GPU, ONNX Runtime and OpenVINO "
+        "on a CPU, UNet and every fast backend and precision in turn, all on the same threads. "
+        "Each answer is compared with the reference's before it is timed. "
         "Speed-ups are ratios to the reference in float32 as PyTorch runs it, in the same rounds.",
     )
     parser.add_argument(
@@ -43,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=None, metavar="FILE", help="write .md or .json there, too"
     )
+    parser.add_argument(
+        "--plot", type=Path, default=None, metavar="FILE", help="draw images/s as .png there"
+    )
     parser.add_argument("--list", action="store_true", help="show the names and stop")
     parser.add_argument("--rounds", type=int, default=5, help="each is timed in at least so many")
     parser.add_argument("--seconds", type=float, default=5.0, help="more rounds for so long")
@@ -56,10 +60,12 @@ def body(arguments: argparse.Namespace) -> None:
     """Measure as the arguments say."""
     import torch
 
-    from dssnet_fast import backends, benchmark
+    from dssnet_fast import backends, bench_plot, benchmark
     from dssnet_fast.checkpoint import read_checkpoint
 
     _check(arguments)
+    if arguments.plot is not None:
+        bench_plot.require()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     reference = None
@@ -85,11 +91,15 @@ def body(arguments: argparse.Namespace) -> None:
         form = as_json if arguments.out.suffix == ".json" else markdown
         with atomic_write(arguments.out) as temporary:
             Path(temporary).write_text(form(results, about) + "\n")
+    if arguments.plot is not None:
+        bench_plot.draw(results, arguments.plot)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.out is not None and arguments.out.suffix not in (".md", ".json"):
         raise InputError(f"--out must end in .md or .json, got {arguments.out}")
+    if arguments.plot is not None and arguments.plot.suffix != ".png":
+        raise InputError(f"--plot must end in .png, got {arguments.plot}")
     for name, values, unit in (
         ("--sizes", arguments.sizes, 16),
         ("--batches", arguments.batches, 1),
@@ -212,12 +222,14 @@ def machine(device) -> dict[str, str | int]:
         if command is not None:
             asked = subprocess.run(command, capture_output=True, text=True)
             gpu["driver"] = asked.stdout.strip() if asked.returncode == 0 else "unknown"
-        if (tensorrt := _version("tensorrt")) is not None:
-            gpu["TensorRT"] = tensorrt
+        peers = {"TensorRT": "tensorrt"}
     else:
         gpu = {"device": _processor()}
+        peers = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "NNCF": "nncf"}
+    versions = {name: _version(package) for name, package in peers.items()}
     return {
         **gpu,
+        **{name: version for name, version in versions.items() if version is not None},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
         "torch": torch.__version__,

@@ -13,33 +13,51 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dssnet_fast import backends, macs, parity, tensorrt_peer
+from dssnet_fast import (
+    backends,
+    macs,
+    onnxruntime_peer,
+    openvino_peer,
+    parity,
+    peers,
+    tensorrt_peer,
+)
+from dssnet_fast.checkpoint import from_state
 from dssnet_fast.model import FastDSSNet
+from dssnet_fast.peers import Unavailable
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
+from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.python_ref.unet import UNet
+from dssnet_fast.weights import FoldedWeights, fold_checkpoint
+
+if TYPE_CHECKING:
+    import onnx
 
 BASELINE = "reference"
 FP32_TOLERANCE = 2e-5  # relative error of the logits, ||difference|| / ||expected||
 # Of logits that other compilers give in low precision, in errors of PyTorch's own: they may round
 # elsewhere, but must compute the same network.
 PEER_TOLERANCE = 10
+# PyTorch has no int8 run to compare with. The error is a share of how much the logits vary over
+# pixels: in random networks most of a logit is bias, which any answer has.
+INT8_TOLERANCE = 0.3
+INT8_LABELS = 0.97  # share of pixels that keep their label
 QUEUE_SECONDS = 0.02  # of calls queued on a GPU for one time
 _QUEUE_LIMIT = 500
 _SEED = 20220822
+_SAMPLES, _SAMPLE_SIZE = 4, 256  # images that int8 is calibrated on, and their side
+_CPU_PEERS = {"onnxruntime": onnxruntime_peer, "openvino": openvino_peer}
 
-Kind = Literal["reference", "compile", "tensorrt", "unet", "fast"]
-
-
-class Unavailable(Exception):
-    """A contestant cannot run here; the message says why."""
+Kind = Literal["reference", "compile", "tensorrt", "onnxruntime", "openvino", "unet", "fast"]
 
 
 class WrongAnswer(Exception):
@@ -53,11 +71,11 @@ class Contestant:
     Attributes:
         name: What tables and options call it.
         kind: What it is; `unet` is another network and not compared with the reference.
-        precision: `fp32`, `bf16` or `fp16`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`.
         backend: Of a `fast` one.
         channels_last: Memory layout of a `reference` or `compile` one's weights and images.
-        variant: Of a `compile` one torch.compile's mode, of a `tensorrt` one the graph, `original`
-            or `folded`.
+        variant: Of a `compile` one torch.compile's mode; of `tensorrt`, `onnxruntime` and
+            `openvino` the graph, `original` or `folded`.
     """
 
     name: str
@@ -83,7 +101,7 @@ def contestants(device: torch.device, config: DSSNetConfig) -> list[Contestant]:
     found += [
         Contestant(f"reference-{precision}", "reference", precision, channels_last=True)
         for precision in offered
-        if precision != "fp32"
+        if precision not in ("fp32", "int8")
     ]
     found += [Contestant("reference-compile", "compile")]
     if device.type == "cuda":
@@ -91,7 +109,14 @@ def contestants(device: torch.device, config: DSSNetConfig) -> list[Contestant]:
         found += [Contestant(f"reference-{mode}-fp16", "compile", "fp16", "", True, mode)]
         found += [
             Contestant(f"tensorrt-{graph}-fp16", "tensorrt", "fp16", variant=graph)
-            for graph in tensorrt_peer.GRAPHS
+            for graph in peers.GRAPHS
+        ]
+    if device.type == "cpu":
+        found += [
+            Contestant(f"{kind}-{graph}-{precision}", kind, precision, variant=graph)
+            for kind, peer in _CPU_PEERS.items()
+            for graph in peers.GRAPHS
+            for precision in peer.PRECISIONS
         ]
     found += [Contestant("unet", "unet")]
     found += [
@@ -119,12 +144,13 @@ class Arena:
         self.contestants = contestants(device, network.config)
         self._expected: tuple[tuple[int, int], Tensor] | None = None
         self._compiled_shape: torch.Size | None = None
+        self._models: dict[str, onnx.ModelProto] = {}
         # TensorRT waits for the device in each call on the default stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def image(self, size: int, batch: int) -> Tensor:
+    def image(self, size: int, batch: int, seed: int = _SEED) -> Tensor:
         """Smooth spots and noise, [batch, in_channels, size, size] float32 in [-1, 1)."""
-        generator = torch.Generator().manual_seed(_SEED)
+        generator = torch.Generator().manual_seed(seed)
         shape = (batch, self.config.in_channels, size // 8, size // 8)
         spots = torch.rand(shape, generator=generator)
         spots = nn.functional.interpolate(spots, scale_factor=8, mode="bilinear")
@@ -145,9 +171,8 @@ class Arena:
             Unavailable: It cannot run here.
         """
         if contestant.kind == "fast":
-            net = FastDSSNet.from_reference(
-                self.reference, self.device, contestant.backend, contestant.precision
-            )
+            folded = self._calibrated if contestant.precision == "int8" else self._folded
+            net = FastDSSNet(folded, self.device, contestant.backend, contestant.precision)
             return self._in_turn(net, image)
         if contestant.kind == "unet":
             torch.manual_seed(_SEED)
@@ -155,6 +180,8 @@ class Arena:
             return self._in_turn(unet, image)
         if contestant.kind == "tensorrt":
             return self._tensorrt(contestant, image)
+        if contestant.kind in _CPU_PEERS:
+            return self._cpu_peer(contestant, image)
         layout = torch.channels_last if contestant.channels_last else torch.contiguous_format
         dtype = backends.PRECISIONS[contestant.precision]
         network = deepcopy(self.reference).to(dtype=dtype, memory_format=layout)
@@ -184,17 +211,40 @@ class Arena:
         try:
             run()
         except Exception as error:  # the compiler raises exceptions of every kind
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Unavailable(f"torch.compile failed: {reason}") from error
+            raise Unavailable(f"torch.compile failed: {_gist(error)}") from error
         return run
 
     def _tensorrt(self, contestant: Contestant, image: Tensor) -> Callable[[], Tensor]:
-        try:
-            engine = tensorrt_peer.Engine(self.reference, contestant.variant, image)
-        except tensorrt_peer.Unavailable as error:
-            raise Unavailable(str(error)) from error
+        engine = tensorrt_peer.Engine(self.reference, contestant.variant, image)
         replays = itertools.cycle([engine.recorded(x) for x in self._copies(image)])
         return lambda: next(replays)()
+
+    def _cpu_peer(self, contestant: Contestant, image: Tensor) -> Callable[[], Tensor]:
+        peer, graph = _CPU_PEERS[contestant.kind], contestant.variant
+        peer.require(contestant.precision)
+        if graph not in self._models:
+            self._models[graph] = peers.onnx_model(self.reference, graph)
+        try:
+            engine = peer.Engine(self._models[graph], contestant.precision, self.samples, image)
+        except Exception as error:  # these raise exceptions of every kind, too
+            raise Unavailable(f"{contestant.kind} failed: {_gist(error)}") from error
+        return engine.run
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """What int8 is calibrated on: [N, in_channels, H, W] like `image`, but other images."""
+        return self.image(_SAMPLE_SIZE, _SAMPLES, _SEED + 1)
+
+    @cached_property
+    def _folded(self) -> FoldedWeights:
+        return fold_checkpoint(from_state(released_state(self.reference)))
+
+    @cached_property
+    def _calibrated(self) -> FoldedWeights:
+        from dssnet_fast.calibrate import calibrate
+
+        images = (self.samples * 128 + 128).byte().permute(0, 2, 3, 1).cpu().numpy()
+        return replace(self._folded, quantisation=calibrate(self._folded, images))
 
     def expected(self, size: int, batch: int) -> Tensor:
         """The reference's logits of `image(size, batch)` in float32, without TF32."""
@@ -211,13 +261,15 @@ class Arena:
 
         In float32 the relative error may be `FP32_TOLERANCE`; in a low precision, that of the
         reference when PyTorch runs it in that precision, and `PEER_TOLERANCE` times that for other
-        compilers. The low-precision reference itself and UNet only have to be finite.
+        compilers. In int8 the difference may be `INT8_TOLERANCE` of how much the logits vary over
+        pixels, and `INT8_LABELS` of all pixels must have the same label. The low-precision
+        reference itself and UNet only have to be finite.
 
         Returns:
             The relative error of the logits; 0 for UNet.
 
         Raises:
-            WrongAnswer: It is larger, or the shape is another.
+            WrongAnswer: It is larger, labels differ more, or the shape is another.
         """
         with self._exact_float32():
             answer = run()
@@ -231,7 +283,16 @@ class Arena:
             return 0.0
         error = relative_error(answer, expected)
         allowed = FP32_TOLERANCE
-        if contestant.precision != "fp32":
+        if contestant.precision == "int8":
+            varying = expected - expected.mean((0, 2, 3), keepdim=True)
+            allowed = INT8_TOLERANCE * float(varying.norm() / expected.norm())
+            same = float((answer.argmax(1) == expected.argmax(1)).float().mean())
+            if same < INT8_LABELS:
+                raise WrongAnswer(
+                    f"{contestant.name}: {same:.2%} of pixels have the reference's label, "
+                    f"required {INT8_LABELS:.0%}"
+                )
+        elif contestant.precision != "fp32":
             allowed = float("inf")
             if contestant.kind != "reference":
                 twin = Contestant("", "reference", contestant.precision, channels_last=True)
@@ -387,6 +448,13 @@ def random_network(config: DSSNetConfig) -> DSSNet:
 def relative_error(answer: Tensor, expected: Tensor) -> float:
     """||answer - expected|| / ||expected||; NaN if either holds one."""
     return parity.relative_error(*(x.double().cpu().numpy() for x in (answer, expected)))
+
+
+def _gist(error: Exception) -> str:
+    """The first line of a compiler's message that says more than where in its source it arose."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = (line for line in lines if line and not line.startswith("Exception from"))
+    return next(telling, type(error).__name__)
 
 
 def _without_gradients(run: Callable[..., Tensor]) -> Callable[..., Tensor]:

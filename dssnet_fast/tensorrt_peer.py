@@ -11,60 +11,17 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
-from dssnet_fast import onnx_export
-from dssnet_fast.checkpoint import from_state
+from dssnet_fast.peers import Unavailable, onnx_model
 from dssnet_fast.python_ref.network import DSSNet
-from dssnet_fast.python_ref.released import released_state
-from dssnet_fast.weights import fold_checkpoint
 
 if TYPE_CHECKING:
     import onnx
 
-GRAPHS = ("original", "folded")
 _WORKSPACE = 4 << 30  # bytes that the builder may try tactics in
 _THOROUGH = 5  # the builder's highest optimisation level
 _WARM_UP = 3  # calls before one is recorded
-
-
-class Unavailable(Exception):
-    """TensorRT cannot run the network here; the message says why."""
-
-
-class _Original(nn.Module):
-    """The reference's inference path, weight normalisation folded as everybody does."""
-
-    def __init__(self, reference: DSSNet) -> None:
-        super().__init__()
-        self._network = deepcopy(reference).cpu().float().eval()
-        for layer in self._network.modules():
-            if parametrize.is_parametrized(layer):
-                parametrize.remove_parametrizations(layer, "weight")
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self._network.logits(image)
-
-
-def onnx_model(reference: DSSNet, graph: str) -> onnx.ModelProto:
-    """A float32 model: input `image`, output `logits`, all sizes but the channels dynamic.
-
-    Args:
-        reference: The network.
-        graph: `original`, its layers as released; `folded`, what `dssnet_fast.convert` exports.
-
-    Raises:
-        Unavailable: A package is missing.
-    """
-    if graph == "original":
-        module = _Original(reference)
-    else:
-        module = onnx_export.Graph(fold_checkpoint(from_state(released_state(reference))))
-    try:
-        return onnx_export.to_onnx(module.eval(), reference.config.in_channels)
-    except ImportError as error:
-        raise Unavailable(f"exporting ONNX needs {error.name}") from error
 
 
 def in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,7 +73,7 @@ class Engine:
 
     Args:
         reference: The network.
-        graph: See `onnx_model`.
+        graph: See `peers.onnx_model`.
         image: float32 [B, in_channels, H, W] on a CUDA device.
 
     Raises:

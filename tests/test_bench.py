@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
-from dssnet_fast import bench, benchmark, cli
+from dssnet_fast import bench, bench_plot, benchmark, cli
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
@@ -247,9 +250,42 @@ def test_the_command_lists_contestants(checkpoint, capsys):
     assert "unet" not in names
 
 
+def test_the_command_draws(checkpoint, tmp_path):
+    picture = tmp_path / "speed.png"
+    options = ["--sizes", 32, 48, "--only", "fast-torch-fp32", "--plot", picture]
+    assert main(checkpoint, *QUICK, *options) == 0
+    width, height = Image.open(picture).size
+    assert height > width / 2
+
+
+def test_bars_are_images_a_second_of_those_who_ran(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: figures.append(self))
+    rows = [
+        {"contestant": "a", "size": 32, "batch": 1, "images_per_second": 2.5},
+        {"contestant": "b", "size": 32, "batch": 1, "skipped": "needs luck"},
+        {"contestant": "a", "size": 32, "batch": 8, "images_per_second": 5.0},
+    ]
+    bench_plot.draw(rows, tmp_path / "speed.png")
+    shown = {
+        panel.get_title(): [bar.get_width() for bar in panel.patches] for panel in figures[0].axes
+    }
+    assert shown == {"32 x 32 px, batch 1": [2.5], "32 x 32 px, batch 8": [5.0]}
+    assert [text.get_text() for text in figures[0].axes[0].get_yticklabels()] == ["a"]
+
+
+def test_drawing_without_matplotlib_fails_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main("--plot", "speed.png") == 1
+    assert capsys.readouterr().err == (
+        "dssnet_fast.bench: error: --plot needs matplotlib: pip install matplotlib\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--plot", "speed.jpg"], "--plot must end in .png, got speed.jpg"),
         (["--only", "tensorrt"], "no contestant tensorrt here; there are: reference,"),
         (["--sizes", "100"], "--sizes must be a positive multiple of 16, got 100"),
         (["--batches", "0"], "--batches must be at least 1, got 0"),
