@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -53,7 +54,7 @@ def _module_at(path: Path):
     return module
 
 
-sources = _module_at(ROOT / "dssnet_fast" / "backends" / "cuda" / "sources.py")
+sources = _module_at(ROOT / "dssnet_fast" / "backends" / "sources.py")
 
 
 class LeftOut(Exception):
@@ -168,18 +169,46 @@ def compile_extension(workers: ThreadPoolExecutor) -> tuple[Path, dict[str, obje
         why = first_error(error) if isinstance(error, Failed) else str(error)
         raise LeftOut(f"{found[0]} cannot compile for Python: {why}") from error
     files = sources.extension_files(CSRC)
-    headers = [path for path in files if path.suffix == ".h"]
+    headers = [path for path in files if path.suffix != ".cpp"]
+    sets, left_out = usable_instruction_sets(compiler)
+    defines = [f"-DDSSNET_FAST_{name.upper()}" for name in sets]
     recipe = [*found, *CXX_OPTIONS, version, pybind11.__version__, sys.version]
 
     def compile_one(path: Path) -> tuple[Path, str]:
-        return made([*compiler, "-c", str(path)], [path, *headers], ".o", recipe)
+        options = list(defines)
+        if path.parent.name == "cpu":
+            options += sources.CPU_OPTIONS
+        if (name := sources.instruction_set(path)) is not None:
+            options += sources.INSTRUCTION_SETS[name].options
+        command = [*compiler, *options, "-c", str(path)]
+        return made(command, [path, *headers], ".o", [*recipe, *options])
 
-    units = [path for path in files if path.suffix == ".cpp"]
+    units = [
+        path
+        for path in files
+        if path.suffix == ".cpp" and sources.instruction_set(path) in (None, *sets)
+    ]
     compiled = dict(zip(_relative(units), workers.map(compile_one, units), strict=True))
     objects = [output for output, _ in compiled.values()]
-    link = [*found, "-shared", *map(str, objects), "-ldl"]
+    link = [*found, "-shared", *map(str, objects), "-ldl", "-pthread"]
     extension = made(link, objects, ".so", recipe)[0]
-    return extension, {"compiler": version, "warnings": warnings_of(compiled)}
+    facts = {"compiler": version, "warnings": warnings_of(compiled), "left_out": left_out}
+    return extension, facts
+
+
+def usable_instruction_sets(compiler: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Those the compiler knows, and for each other one of this kind of processor why not."""
+    usable, left_out = [], {}
+    for name, one in sources.INSTRUCTION_SETS.items():
+        if platform.machine() not in one.machines:
+            continue
+        try:
+            probe([*compiler, *one.options, "-c"], ".cpp", _PYTHON_PROBE)
+            usable.append(name)
+        except Failed as failed:
+            left_out[name] = first_error(failed)
+            say(f"{name}: {left_out[name]}; built without CPU kernels for it")
+    return usable, left_out
 
 
 def warnings_of(compiled: dict[str, tuple[Path, str]]) -> dict[str, str]:
@@ -317,6 +346,7 @@ class BuildCompiled(build_ext):
                 "file": None,
                 "compiler": None,
                 "warnings": {},
+                "left_out": {},
                 "source_sha256": sources.digest(sources.extension_files(CSRC), CSRC),
                 "problem": None,
             },
@@ -405,6 +435,7 @@ setup(
     packages=[
         "dssnet_fast",
         "dssnet_fast.backends",
+        "dssnet_fast.backends.cpu",
         "dssnet_fast.backends.cuda",
         "dssnet_fast.backends.triton",
         "dssnet_fast.kernels",

@@ -21,6 +21,7 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import released_state
+from dssnet_fast.quantisation import Quantisation
 from dssnet_fast.weights import FoldedWeights
 
 log = logging.getLogger("dssnet_fast")
@@ -42,7 +43,7 @@ class FastDSSNet(nn.Module):
         folded: The weights; see `load`, `from_checkpoint` and `pretrained`.
         device: `auto`, or a torch device.
         backend: `auto`, or one of `dssnet_fast.backends.names()`.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
 
     Raises:
         BackendUnavailable: What was asked for cannot run here; says why and what can.
@@ -59,6 +60,7 @@ class FastDSSNet(nn.Module):
         self.config: DSSNetConfig = folded.config
         self.class_names: tuple[str, ...] = folded.class_names
         self.source_digest: str = folded.source_digest
+        self.quantisation: Quantisation | None = folded.quantisation
         choice = backends.choose(backend, device, precision, folded.config)
         self.folded = nn.Module()
         for name, value in folded.tensors.items():
@@ -159,7 +161,7 @@ class FastDSSNet(nn.Module):
 
     @property
     def precision(self) -> str:
-        """`fp32`, `bf16` or `fp16`."""
+        """`fp32`, `bf16`, `fp16` or `int8`."""
         return self._choice.precision
 
     @property
@@ -180,7 +182,9 @@ class FastDSSNet(nn.Module):
     def folded_weights(self) -> FoldedWeights:
         """The weights it was made from, as float32 on the CPU."""
         tensors = {name: value.cpu() for name, value in self.folded.state_dict().items()}
-        return FoldedWeights(self.config, tensors, self.class_names, self.source_digest)
+        return FoldedWeights(
+            self.config, tensors, self.class_names, self.source_digest, self.quantisation
+        )
 
     def __repr__(self) -> str:
         choice = self._choice
@@ -328,7 +332,9 @@ class FastDSSNet(nn.Module):
         # stored weights follow to the device but stay in float32, so no precision is lost for good.
         dtype = backends.PRECISIONS[self.precision]
         probe = fn(torch.empty(0, dtype=dtype, device=self.device))
-        wanted = next((n for n, d in backends.PRECISIONS.items() if d == probe.dtype), None)
+        names = [name for name, one in backends.PRECISIONS.items() if one == probe.dtype]
+        # Float32 is what int8's maps are made of: whoever asks for it asks int8 for no change.
+        wanted = self.precision if self.precision in names else next(iter(names), None)
         if wanted is None:
             raise backends.BackendUnavailable(
                 f"FastDSSNet has no {probe.dtype}; use {', '.join(backends.PRECISIONS)}"

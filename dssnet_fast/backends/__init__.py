@@ -25,10 +25,18 @@ if TYPE_CHECKING:
 _MODULES = {
     "cuda": "dssnet_fast.backends.cuda",
     "triton": "dssnet_fast.backends.triton",
+    "cpu": "dssnet_fast.backends.cpu",
     "torch": "dssnet_fast.backends.torch_backend",
 }
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Name -> dtype of the maps between stages. Those of int8 have a step each, which a tensor cannot
+# carry along.
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 OUTPUTS = ("labels", "probabilities", "logits")
 
 
@@ -39,7 +47,7 @@ class BackendUnavailable(InputError):
 class Backend(Protocol):
     """The four stages on packed weights. Maps are channels last; all calls are thread-safe.
 
-    Activations between the stages have the precision's dtype. H and W are multiples of 8. Nothing
+    Activations between the stages have the dtype that `PRECISIONS` tells. H and W are multiples of 8. Nothing
     that is passed in is changed.
     """
 
@@ -166,7 +174,7 @@ def choose(
     Args:
         backend: A name or `auto`.
         device: A torch device or `auto`.
-        precision: `fp32`, `bf16`, `fp16` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, `int8` or `auto`.
         config: The network to run.
         failed: Backends that have turned out not to run, and why.
 

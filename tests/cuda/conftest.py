@@ -19,8 +19,8 @@ from types import ModuleType
 import pytest
 
 import dssnet_fast
-import dssnet_fast.backends.cuda.native as installed
-import dssnet_fast.backends.cuda.sources as sources
+import dssnet_fast.backends.native as installed
+import dssnet_fast.backends.sources as sources
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"

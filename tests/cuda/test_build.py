@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dssnet_fast.backends.cuda import native, sources
+from dssnet_fast.backends import native, sources
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -569,7 +569,7 @@ class Environment:
 
 
 LOAD = (
-    "from dssnet_fast.backends.cuda import native\n"
+    "from dssnet_fast.backends import native\n"
     "problem = native.problem()\n"
     "if problem is None:\n"
     "    import dssnet_fast._native as found\n"

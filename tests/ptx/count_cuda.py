@@ -58,7 +58,7 @@ def run_cuda(task: Task, progress: Callable[[str], None]) -> Run:
     Raises:
         InputError: The extension or the kernels are not here, or the network cannot run so.
     """
-    from dssnet_fast.backends.cuda import native
+    from dssnet_fast.backends import native
     from dssnet_fast.backends.cuda.engine import network_of
     from dssnet_fast.backends.cuda.operands import operands
 

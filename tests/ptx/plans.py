@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dssnet_fast.backends.cuda import native, sources
+from dssnet_fast.backends import native, sources
 
 from .counters import Counters
 from .global_memory import DeviceMemory

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dssnet_fast import macs
-from dssnet_fast.backends.cuda import native
+from dssnet_fast.backends import native
 from dssnet_fast.checkpoint import from_state
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError

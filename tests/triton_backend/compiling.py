@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+import dssnet_fast.backends.triton as backend
 from dssnet_fast.backends import PRECISIONS as DTYPES
 from dssnet_fast.checkpoint import from_state
 from dssnet_fast.kernels.launch import Launch
@@ -24,7 +25,7 @@ from ptx.toolchain import triton_resources
 from ptx.triton_programs import compile_launch
 
 TARGETS = (80, 86, 89, 90, 100, 120, "gfx942")
-PRECISIONS = tuple(DTYPES)
+PRECISIONS = backend.PRECISIONS
 # Each has what the others lack: fused blocks, the learned FFM, blocks as separate convolutions.
 NETWORKS = {
     "released": DSSNetConfig(classes=3, blocks=1),

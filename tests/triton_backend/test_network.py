@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dssnet_fast import FastDSSNet
-from dssnet_fast.backends.cuda import native
+from dssnet_fast.backends import native
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.weights import unfold
 from laboratory import Laboratory, Reference, last, relative_error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import dssnet_fast.backends.cuda.native as native
+import dssnet_fast.backends.native as native
 
 if TYPE_CHECKING:
     from dssnet_fast.backends.cuda.engine import CudaBackend

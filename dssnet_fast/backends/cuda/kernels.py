@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import dssnet_fast.backends.cuda.cache as cache
-import dssnet_fast.backends.cuda.native as native
-import dssnet_fast.backends.cuda.sources as sources
+import dssnet_fast.backends.native as native
+import dssnet_fast.backends.sources as sources
 from dssnet_fast.backends import BackendUnavailable
 from dssnet_fast.backends.cuda.nvrtc import CompileError, Nvrtc, Target, library
 

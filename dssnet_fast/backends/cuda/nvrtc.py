@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dssnet_fast.backends.cuda.sources import OLDEST_COMPILER
+from dssnet_fast.backends.sources import OLDEST_COMPILER
 
 _SONAMES = ("libnvrtc.so.13", "libnvrtc.so.12")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import dssnet_fast.backends.cuda.cache as cache
 import dssnet_fast.backends.cuda.kernels as kernels
-import dssnet_fast.backends.cuda.native as native
+import dssnet_fast.backends.native as native
 from dssnet_fast.backends.cuda.nvrtc import library
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 KERNELS = Path("csrc", "cuda")  # below the package's folder where installed, the root's elsewhere
 IMAGES = Path("backends", "cuda", "images")  # below the package's folder
@@ -25,6 +26,37 @@ NVCC_OPTIONS = ("-std=c++17",)
 # nvcc takes lambdas in kernels for device code by itself, as newer versions of NVRTC do.
 NVRTC_OPTIONS = (*NVCC_OPTIONS, "--device-as-default-execution-space")
 
+# Of the CPU's kernels: loops over cells become vectors, and nothing is assumed of numbers that is
+# not so, except that nobody looks at floating-point exceptions.
+CPU_OPTIONS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-Wno-maybe-uninitialized")
+_X86_V4 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_WIDE = (*_X86_V4, "-mprefer-vector-width=512")
+
+
+class InstructionSet(NamedTuple):
+    """A file `csrc/cpu/NAME.cpp` that is compiled for more than every processor has.
+
+    Attributes:
+        machines: What `platform.machine()` says where it can be compiled.
+        options: What lets the compiler use it.
+    """
+
+    machines: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+INSTRUCTION_SETS = {
+    "avx2": InstructionSet(("x86_64",), ("-mavx2", "-mfma")),
+    "avx512": InstructionSet(("x86_64",), _WIDE),
+    "avx512_vnni": InstructionSet(("x86_64",), (*_WIDE, "-mavx512vnni")),
+    "avx512_bf16": InstructionSet(("x86_64",), (*_WIDE, "-mavx512vnni", "-mavx512bf16")),
+}
+
+
+def instruction_set(path: Path) -> str | None:
+    """The key in `INSTRUCTION_SETS` that a source file is for."""
+    return path.stem if path.parent.name == "cpu" and path.stem in INSTRUCTION_SETS else None
+
 
 def kernel_files(kernels: Path) -> list[Path]:
     """Translation units and headers in the folder `csrc/cuda`."""
@@ -39,15 +71,15 @@ def modules(kernels: Path) -> list[str]:
 def extension_files(csrc: Path) -> list[Path]:
     """What the extension is compiled from: its sources and headers, those of `csrc/cuda` too.
 
-    There `.h` is for host and device, `.cuh` for the device alone.
+    In `csrc/cuda` a `.h` is for host and device, a `.cuh` for the device alone.
     """
-    folders = [csrc, csrc / "plan", csrc / "runtime", csrc / "cuda"]
+    folders = [csrc, csrc / "plan", csrc / "runtime", csrc / "cuda", csrc / "cpu"]
     return sorted(
         path
         for folder in folders
         if folder.is_dir()
         for path in folder.iterdir()
-        if path.suffix in (".cpp", ".h")
+        if path.suffix in (".cpp", ".h", ".inl")
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 import dssnet_fast
-import dssnet_fast.backends.cuda.sources as sources
+import dssnet_fast.backends.sources as sources
 
 NAME = "dssnet_fast._native"
 _AGAIN = "install again with: pip install ."

@@ -1,0 +1,19 @@
+// What the files for AVX-512 share. Each includes it into its own unnamed namespace.
+
+using dssnet::cpu::UNIT;
+
+inline __m512i load_words(const uint32_t* words) { return _mm512_loadu_si512(words); }
+inline __m512i broadcast(const uint32_t* word) { return _mm512_set1_epi32(int(*word)); }
+inline void store_floats(uint32_t* words, __m512 sum) { _mm512_storeu_ps(words, sum); }
+
+struct DotF32 {
+    using Sum = __m512;
+    using Input = __m512;
+    static constexpr int lanes = 16, units = 2, widest = 14;
+    static Sum start(const int32_t*) { return _mm512_setzero_ps(); }
+    static Input load(const uint32_t* words) { return _mm512_loadu_ps(words); }
+    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
+        return _mm512_fmadd_ps(input, _mm512_castsi512_ps(broadcast(weight)), sum);
+    }
+    static void store(uint32_t* words, Sum sum) { store_floats(words, sum); }
+};

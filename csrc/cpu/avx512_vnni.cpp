@@ -1,0 +1,24 @@
+// x86-64 with AVX-512 and VNNI, but without bfloat16: Cascade Lake, Ice Lake.
+#include <immintrin.h>
+
+#include "instruction_sets.h"
+#include "kernels.h"
+
+namespace {
+
+#include "avx512_vectors.h"
+#include "avx512_halves.h"
+#include "avx512_vnni_dot.h"
+
+}  // namespace
+
+#include "kernels.inl"
+
+namespace dssnet::cpu {
+
+const Kernels* avx512_vnni_kernels() {
+    static const Kernels table = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", false, true);
+    return &table;
+}
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,132 @@
+// The CPU's network for Python: raw addresses in, nothing kept of them.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../bind.h"
+#include "instruction_sets.h"
+#include "network.h"
+
+namespace py = pybind11;
+
+namespace dssnet {
+namespace {
+
+using namespace dssnet::cpu;
+using Values = py::array_t<float, py::array::c_style>;
+
+Type type_of(const std::string& name) {
+    if (name == "fp32") return Type::f32;
+    if (name == "bf16") return Type::bf16;
+    if (name == "int8") return Type::i8;
+    throw py::value_error("type must be fp32, bf16 or int8, got " + name);
+}
+
+Stage stage_of(const std::string& name) {
+    const std::pair<const char*, Stage> stages[] = {{"all", Stage::all},
+                                                    {"downsample", Stage::downsample},
+                                                    {"extract", Stage::extract},
+                                                    {"fuse", Stage::fuse},
+                                                    {"segment", Stage::segment}};
+    for (const auto& [known, stage] : stages) {
+        if (name == known) return stage;
+    }
+    throw py::value_error("stage must be all, downsample, extract, fuse or segment, got " + name);
+}
+
+AnswerKind kind_of(const std::string& name) {
+    if (name == "labels") return AnswerKind::labels;
+    if (name == "probabilities") return AnswerKind::probabilities;
+    if (name == "logits") return AnswerKind::logits;
+    throw py::value_error("output must be labels, probabilities or logits, got " + name);
+}
+
+template <class Value>
+Value* address(uintptr_t number) {
+    return reinterpret_cast<Value*>(number);
+}
+
+// (weight [lines, taps, inputs, outputs], bias [outputs], type, step)
+using Given = std::tuple<Values, Values, std::string, float>;
+
+std::unique_ptr<Network> make_network(const std::string& instruction_set, const py::dict& sizes,
+                                      const std::map<std::string, Given>& convolutions,
+                                      const std::vector<std::vector<std::pair<std::vector<std::string>, float>>>& blocks,
+                                      const std::map<std::string, float>& slopes, bool winograd) {
+    Operands operands;
+    const auto size = [&](const char* name) { return sizes[name].cast<int>(); };
+    operands.sizes.in_channels = size("in_channels"), operands.sizes.classes = size("classes");
+    operands.sizes.width = size("width"), operands.sizes.features = size("features");
+    operands.sizes.fused = size("fused"), operands.sizes.y = size("y"), operands.sizes.narrow = size("narrow");
+    operands.sizes.learned_upsampling = sizes["learned_upsampling"].cast<bool>();
+    operands.slopes = slopes;
+    operands.winograd = winograd;
+    for (const auto& [name, given] : convolutions) {
+        const auto& [weight, bias, type, step] = given;
+        if (weight.ndim() != 4 || bias.ndim() != 1 || bias.shape(0) != weight.shape(3)) {
+            throw py::value_error(name + ": weights must be [lines, taps, inputs, outputs], with a bias for each output");
+        }
+        Operand operand;
+        operand.name = name;
+        operand.lines = int(weight.shape(0)), operand.taps = int(weight.shape(1));
+        operand.inputs = int(weight.shape(2)), operand.outputs = int(weight.shape(3));
+        operand.weight = weight.data(), operand.bias = bias.data();
+        operands.convolutions[name] = operand;
+        operands.inputs[name] = {type_of(type), step};
+    }
+    for (const auto& block : blocks) {
+        BlockNames names;
+        for (const auto& [parts, slope] : block) names.push_back({parts, slope});
+        operands.blocks.push_back(names);
+    }
+    const Kernels& kernels = choose_kernels(instruction_set);
+    const py::gil_scoped_release release;
+    return std::make_unique<Network>(kernels, operands);
+}
+
+void run_network(const Network& network, const std::string& stage, int batch, int height, int width,
+                 const std::map<std::string, uintptr_t>& addresses, const std::string& output, int threads) {
+    Run run;
+    run.stage = stage_of(stage), run.kind = kind_of(output);
+    run.batch = batch, run.height = height, run.width = width;
+    if (batch < 0 || height < 0 || width < 0 || height % PHASES || width % PHASES) {
+        throw py::value_error("images must have sides that are multiples of 8");
+    }
+    const auto take = [&](const char* name, auto& pointer) {
+        const auto found = addresses.find(name);
+        if (found != addresses.end()) pointer = address<std::remove_pointer_t<std::decay_t<decltype(pointer)>>>(found->second);
+    };
+    take("bytes", run.bytes), take("floats", run.floats);
+    take("x0_in", run.x0_in), take("shallow_in", run.shallow_in), take("deep_in", run.deep_in), take("y_in", run.y_in);
+    take("x0", run.x0), take("shallow", run.shallow), take("deep", run.deep), take("y", run.y);
+    take("labels", run.labels), take("values", run.values);
+    const py::gil_scoped_release release;
+    network.run(run, threads);
+}
+
+}  // namespace
+
+void bind_cpu(py::module_& m) {
+    m.def(
+        "cpu_instruction_sets",
+        [] {
+            std::vector<py::dict> found;
+            for (const InstructionSet& set : instruction_sets()) {
+                using py::literals::operator""_a;
+                found.push_back(py::dict("name"_a = set.kernels->name, "needs"_a = set.kernels->needs,
+                                         "runs_here"_a = set.runs_here, "fast_bf16"_a = set.kernels->fast_bf16,
+                                         "fast_int8"_a = set.kernels->fast_i8));
+            }
+            return found;
+        },
+        "Instruction sets that this build has kernels for, slowest first.");
+
+    py::class_<Network>(m, "CpuNetwork", "A network with its weights packed for an instruction set.")
+        .def(py::init(&make_network), py::kw_only(), py::arg("instruction_set"), py::arg("sizes"), py::arg("convolutions"),
+             py::arg("blocks"), py::arg("slopes"), py::arg("winograd"))
+        .def("run", &run_network, py::kw_only(), py::arg("stage"), py::arg("batch"), py::arg("height"), py::arg("width"),
+             py::arg("addresses"), py::arg("output"), py::arg("threads"))
+        .def("workspace_bytes", &Network::workspace_bytes, py::arg("height"), py::arg("width"), py::arg("threads"));
+}
+
+}  // namespace dssnet

@@ -1,0 +1,219 @@
+#include "convolution.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+namespace dssnet::cpu {
+namespace {
+
+constexpr int PARTS = 6;  // of Winograd's F(4, 3)
+
+// G of Winograd's F(4, 3): parts from the kernel's three rows.
+constexpr double TRANSFORM[PARTS][3] = {{1. / 4, 0, 0},
+                                        {-1. / 6, -1. / 6, -1. / 6},
+                                        {-1. / 6, 1. / 6, -1. / 6},
+                                        {1. / 24, 1. / 12, 1. / 6},
+                                        {1. / 24, -1. / 12, 1. / 6},
+                                        {0, 0, 1}};
+
+std::vector<int> split(int outputs, int widest, int multiple) {
+    widest = widest / multiple * multiple;
+    const int count = (outputs + widest - 1) / widest;
+    std::vector<int> sizes;
+    for (int left = outputs, blocks = count; blocks > 0; --blocks) {
+        const int size = std::min(left, round_up((left + blocks - 1) / blocks, multiple));
+        sizes.push_back(size);
+        left -= size;
+    }
+    return sizes;
+}
+
+uint32_t bits_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+uint32_t to_bf16(float value) {
+    const uint32_t bits = bits_of(value);
+    if (std::isnan(value)) return 0x7fc0;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+}  // namespace
+
+Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format input, Type result, Form form,
+                         std::vector<int> segments)
+    : kernels_(&kernels),
+      input_(input),
+      form_(form),
+      lines_(form == Form::winograd ? PARTS : operand.lines),
+      taps_(operand.taps),
+      outputs_(operand.outputs) {
+    if (form == Form::winograd && (input.type != Type::f32 || operand.lines != 3)) {
+        throw std::logic_error(operand.name + ": Winograd's form is for three rows in float32");
+    }
+    const int per_word = channels_per_word(input.type);
+    if (segments.empty()) segments = {operand.inputs};
+    std::vector<int> channels;  // of each place in the words; -1 where there is none
+    for (int begin = 0, part = 0; part < int(segments.size()); begin += segments[part++]) {
+        for (int i = 0; i < round_up(segments[part], per_word); ++i) channels.push_back(i < segments[part] ? begin + i : -1);
+    }
+    if (std::accumulate(segments.begin(), segments.end(), 0) != operand.inputs) {
+        throw std::logic_error(operand.name + ": its segments are not its inputs");
+    }
+    groups_ = int(channels.size()) / per_word;
+    block_sizes_ = split(outputs_, kernels.widest_block[int(input.type)], channels_per_word(result));
+
+    const auto given = [&](int line, int tap, int channel, int output) -> double {
+        return operand.weight[((size_t(line) * taps_ + tap) * operand.inputs + channel) * outputs_ + output];
+    };
+    const auto value = [&](int line, int tap, int channel, int output) -> double {
+        if (channel < 0) return 0;
+        if (form == Form::direct) return given(line, tap, channel, output);
+        double sum = 0;
+        for (int row = 0; row < 3; ++row) sum += TRANSFORM[line][row] * given(row, tap, channel, output);
+        return sum;
+    };
+
+    std::vector<double> weight_step(outputs_, 1.0);
+    if (input.type == Type::i8) {
+        start_.assign(outputs_, 0), scale_.resize(outputs_);
+        for (int output = 0; output < outputs_; ++output) {
+            double largest = 0;
+            for (int line = 0; line < lines_; ++line) {
+                for (int tap = 0; tap < taps_; ++tap) {
+                    for (int channel = 0; channel < operand.inputs; ++channel) {
+                        largest = std::max(largest, std::fabs(value(line, tap, channel, output)));
+                    }
+                }
+            }
+            if (largest > 0) weight_step[output] = largest / 127;
+            scale_[output] = float(weight_step[output] * input.step);
+        }
+    }
+    bias_.assign(outputs_, 0.0f);
+    if (operand.bias) std::copy(operand.bias, operand.bias + outputs_, bias_.begin());
+
+    words_per_output_ = size_t(operand.lines) * groups_ * taps_;
+    const int lines_of_part = form == Form::winograd ? 1 : lines_;
+    if (form == Form::winograd) words_per_output_ = size_t(groups_) * taps_;
+    words_.reserve(size_t(lines_) * groups_ * taps_ * outputs_);
+    for (int part = 0; part < lines_ / lines_of_part; ++part) {
+        for (int begin = 0, block = 0; block < int(block_sizes_.size()); begin += block_sizes_[block++]) {
+            for (int line = part; line < part + lines_of_part; ++line) {
+                for (int group = 0; group < groups_; ++group) {
+                    for (int tap = 0; tap < taps_; ++tap) {
+                        for (int output = begin; output < begin + block_sizes_[block]; ++output) {
+                            uint32_t word = 0;
+                            for (int i = 0; i < per_word; ++i) {
+                                const double exact = value(line, tap, channels[group * per_word + i], output);
+                                switch (input.type) {
+                                    case Type::f32: word = bits_of(float(exact)); break;
+                                    case Type::bf16: word |= to_bf16(float(exact)) << (16 * i); break;
+                                    case Type::i8: {
+                                        const int q = int(std::nearbyint(exact / weight_step[output]));
+                                        word |= uint32_t(uint8_t(q)) << (8 * i);
+                                        start_[output] -= 128 * q;
+                                        break;
+                                    }
+                                }
+                            }
+                            words_.push_back(word);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+Weights Convolution::weights(int part) const {
+    Weights found;
+    found.words = words_.data() + part * words_per_output_ * outputs_;
+    found.start = start_.empty() ? nullptr : start_.data();
+    found.block_sizes = block_sizes_.data();
+    found.block_count = blocks();
+    found.words_per_output = words_per_output_;
+    return found;
+}
+
+Finish Convolution::complete(Finish finish) const {
+    finish.scale = scale_.empty() ? nullptr : scale_.data();
+    finish.bias = bias_.data();
+    finish.outputs = outputs_;
+    return finish;
+}
+
+void Convolution::row(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
+                      const Finish& finish, int first_block, int last_block) const {
+    const Window window = {lines, lines_, taps, taps_, groups_, group_stride};
+    kernels_->convolve[int(input_.type)](window, weights(0), first_block, last_block < 0 ? blocks() : last_block, units,
+                                         complete(finish));
+}
+
+void Convolution::winograd_part(int part, const uint32_t* line, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
+                                float* sums, ptrdiff_t stride) const {
+    const Window window = {&line, 1, taps, taps_, groups_, group_stride};
+    Finish finish;
+    finish.kept = sums, finish.kept_stride = stride, finish.outputs = outputs_, finish.cells = units * UNIT;
+    kernels_->convolve[int(Type::f32)](window, weights(part), 0, blocks(), units, finish);
+}
+
+Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_words) {
+    Taps taps = {};
+    for (int distance = -reach; distance <= reach; ++distance) {
+        const int column = phase * stride + distance;
+        const int cell = column < 0 ? -1 : column / phases;
+        taps[distance + reach] = (column - cell * phases) * phase_words + cell;
+    }
+    return taps;
+}
+
+void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
+                   const WinogradScratch& scratch, const std::function<Finish(int row, int phase)>& end) {
+    const int units = round_up(cells, UNIT) / UNIT;
+    const auto taps_of = [&](int phase) { return taps_around(phase, convolution.taps() / 2, 1, phases, from.phase()); };
+    if (convolution.form() == Convolution::Form::direct) {
+        const int reach = convolution.lines() / 2;
+        const uint32_t* lines[3];
+        for (int row = first; row < first + count; ++row) {
+            for (int line = 0; line < convolution.lines(); ++line) lines[line] = from.read(row + line - reach);
+            for (int phase = 0; phase < phases; ++phase) {
+                convolution.row(lines, taps_of(phase).data(), from.stride(), units, end(row, phase));
+            }
+        }
+        return;
+    }
+    const Kernels& kernels = convolution.kernels();
+    const ptrdiff_t width = units * UNIT;
+    const size_t plane = convolution.outputs() * width, part_words = phases * plane;
+    for (int row = first; row < first + count; row += 4) {
+        const uint32_t* lines[PARTS];
+        // From the pad before the first run on: shifted reads meet transformed zeros.
+        // Rows that only unwanted results read may not be there yet.
+        for (int i = 0; i < PARTS; ++i) {
+            const int index = row + i - 1;
+            lines[i] = (index <= first + count ? from.read(index) : from.zero()) - PAD;
+        }
+        for (int part = 0; part < PARTS; ++part) {
+            kernels.winograd_input(lines, part, from.row_words(), scratch.input);
+            for (int phase = 0; phase < phases; ++phase) {
+                convolution.winograd_part(part, scratch.input + PAD, taps_of(phase).data(), from.stride(), units,
+                                          scratch.parts + part * part_words + phase * plane, width);
+            }
+        }
+        for (int phase = 0; phase < phases; ++phase) {
+            float* rows[4];
+            for (int i = 0; i < 4; ++i) rows[i] = scratch.rows + i * plane;
+            kernels.winograd_output(scratch.parts + phase * plane, part_words, plane, rows);
+            for (int i = 0; i < std::min(4, first + count - row); ++i) {
+                kernels.finish(rows[i], width, units, convolution.complete(end(row + i, phase)));
+            }
+        }
+    }
+}
+
+}  // namespace dssnet::cpu

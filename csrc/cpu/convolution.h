@@ -1,0 +1,91 @@
+// A convolution with its weights packed for an instruction set.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "maps.h"
+
+namespace dssnet::cpu {
+
+// Weights as they are given: [line][tap][input][output], as in a window of `lines` rows and `taps` columns.
+struct Operand {
+    std::string name;
+    int lines = 1, taps = 1, inputs = 1, outputs = 1;
+    const float* weight = nullptr;
+    const float* bias = nullptr;  // [output] or null
+};
+
+class Convolution {
+  public:
+    // How the weights are used: every product, or three rows in Winograd's form.
+    enum class Form { direct, winograd };
+
+    // `segments`: inputs lie in parts of so many channels, each of which fills whole words; `result`: how the
+    // outputs will be packed. Lines that read another map than their neighbours are given as lines, too.
+    Convolution(const Kernels& kernels, const Operand& operand, Format input, Type result, Form form = Form::direct,
+                std::vector<int> segments = {});
+
+    const Kernels& kernels() const { return *kernels_; }
+    const Format& input() const { return input_; }
+    Form form() const { return form_; }
+    int lines() const { return lines_; }
+    int taps() const { return taps_; }
+    int outputs() const { return outputs_; }
+    int groups() const { return groups_; }
+    int blocks() const { return int(block_sizes_.size()); }
+    const std::vector<int>& block_sizes() const { return block_sizes_; }
+    // Rows that are best computed together.
+    int rows_together() const { return form_ == Form::winograd ? 4 : 1; }
+    size_t bytes() const { return 4 * words_.size(); }
+
+    // Adds scale, bias and number of outputs to `finish`.
+    Finish complete(Finish finish) const;
+
+    // A row of outputs from `lines()` lines, each at cell 0 of group 0. Direct form only.
+    void row(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride, int units, const Finish& finish,
+             int first_block = 0, int last_block = -1) const;
+
+    // A part of Winograd's form for one line of transformed inputs: sums only.
+    void winograd_part(int part, const uint32_t* line, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
+                       float* sums, ptrdiff_t stride) const;
+
+  private:
+    Weights weights(int part) const;
+
+    const Kernels* kernels_;
+    Format input_;
+    Form form_;
+    int lines_, taps_, outputs_, groups_;
+    std::vector<int> block_sizes_;
+    std::vector<uint32_t> words_;
+    std::vector<int32_t> start_;
+    std::vector<float> scale_, bias_;
+    size_t words_per_output_;
+};
+
+// Words to the neighbours at distance -reach .. reach of a pixel in `phase`, where the map read has `phases` columns a
+// cell, `phase_words` apart, and the pixel lies `stride` columns from its left neighbour.
+using Taps = std::array<ptrdiff_t, 5>;
+
+Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_words);
+
+// Scratch memory of `convolve_rows`.
+struct WinogradScratch {
+    uint32_t* input = nullptr;  // one row of the map that is read
+    float* parts = nullptr;     // [6][phases][outputs][cells]
+    float* rows = nullptr;      // [4][outputs][cells]
+
+    WinogradScratch() = default;
+    // `row_words`: of the widest row that is read; `result_words`: of the largest phases * outputs * cells written.
+    WinogradScratch(Arena& arena, size_t row_words, size_t result_words)
+        : input(arena.take(row_words)), parts(arena.take_floats(6 * result_words)), rows(arena.take_floats(4 * result_words)) {}
+};
+
+// A 3x3 convolution of stride 1 for rows [first, first + count) of a map with `phases` columns a cell. `end` tells what happens to the sums of a row and phase.
+void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
+                   const WinogradScratch& scratch, const std::function<Finish(int row, int phase)>& end);
+
+}  // namespace dssnet::cpu

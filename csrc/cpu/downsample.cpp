@@ -1,0 +1,136 @@
+#include "downsample.h"
+
+#include "stream.h"
+
+namespace dssnet::cpu {
+
+Downsample::Downsample(const Kernels& kernels, const Operands& operands)
+    : kernels_(kernels),
+      channels_(operands.sizes.in_channels),
+      width_(operands.sizes.width),
+      stem_(operands.convolution(kernels, "downsample.stem", Type::f32)),
+      strided_(operands.convolution(kernels, "downsample.strided", operands.input("downsample.1").type)),
+      top_(operands.convolution(kernels, "downsample.strided.top", Type::f32)),
+      left_(operands.convolution(kernels, "downsample.strided.left", Type::f32)),
+      corner_(operands.convolution(kernels, "downsample.strided.corner", Type::f32)),
+      second_(operands.convolution(kernels, "downsample.1", operands.input("downsample.2").type)),
+      third_(operands.convolution(kernels, "downsample.2", operands.input("extract.head").type)) {}
+
+size_t Downsample::zero_words(int cells) const {
+    return std::max({Rows::words_of_row(PHASES, stem_.groups(), cells), Rows::words_of_row(4, second_.groups(), cells),
+                     Rows::words_of_row(2, third_.groups(), cells)}) +
+           PAD;
+}
+
+void Downsample::run(const Image& image, int first, int last, const Rows& x0, float* map, const uint32_t* const* zeros,
+                     Arena& arena) const {
+    const int cells = image.width / PHASES, units = round_up(cells, UNIT) / UNIT;
+    const ptrdiff_t width = units * UNIT;      // of a row of floats
+    const size_t plane = width_ * width;       // of a phase of floats
+    const auto rows = [&](const Convolution& reader, int height, int capacity, int phases) {
+        const Format& format = reader.input();
+        return Rows(arena, zeros[int(format.type)], height, capacity, phases, reader.groups(), format, cells);
+    };
+    // Each convolution of stride 2 reads rows 2 y - 1 .. 2 y + 1, the composed one 2 y - 2 .. 2 y + 2.
+    const Rows pixels = rows(stem_, image.height, 5, PHASES);
+    const Rows half = rows(second_, image.height / 2, 3, 4), quarter = rows(third_, image.height / 4, 3, 2);
+    float* const larger = arena.take_floats(plane);           // of the stem under each pixel of a phase at 1/2 resolution
+    float* const edge = arena.take_floats(width_ * UNIT);
+    float* const half_row = arena.take_floats(4 * plane);
+    float* const half_pooled = arena.take_floats(2 * plane);  // at 1/4 resolution
+    float* const quarter_row = arena.take_floats(2 * plane);
+    float* const pooled = arena.take_floats(plane);           // at 1/8 resolution
+    float* const result = arena.take_floats(map ? plane : 0);
+    if (!arena.has_memory()) return;
+
+    const auto kept = [&](float* rows, ptrdiff_t stride) {
+        Finish finish;
+        finish.kept = rows, finish.kept_stride = stride, finish.cells = cells;
+        return finish;
+    };
+
+    Stream make_pixels(8 * first - 8, image.height, 1, [&](int row, int) {
+        uint32_t* to = pixels.row(row);
+        if (image.bytes) {
+            kernels_.image_u8(image.bytes + size_t(row) * image.width * channels_, channels_, cells, pixels.format().type,
+                              to, pixels.stride());
+        } else {
+            const float* lines[3];
+            for (int channel = 0; channel < channels_; ++channel) {
+                lines[channel] = image.floats + (size_t(channel) * image.height + row) * image.width;
+            }
+            kernels_.image_f32(lines, channels_, cells, pixels.format().type, to, pixels.stride());
+        }
+    });
+
+    const int first_half = std::max(4 * first - 3, 0);
+    Stream make_half(first_half, image.height / 2, 1, [&](int y, int) {
+        make_pixels.need(2 * y + 3);
+        const uint32_t* lines[6];
+        for (int i = 0; i < 5; ++i) lines[i] = pixels.read(2 * y - 2 + i);
+        for (int phase = 0; phase < 4; ++phase) {
+            for (int corner = 0; corner < 4; ++corner) {
+                Finish finish = kept(larger, width);
+                finish.maximum = corner > 0;
+                const auto taps = taps_around(2 * phase + corner % 2, 1, 1, PHASES, pixels.phase());
+                stem_.row(lines + 1 + corner / 2, taps.data(), pixels.stride(), units, finish);
+            }
+            // Where the composed convolution sees the stem outside the image.
+            const auto taps = taps_around(phase, 2, 2, PHASES, pixels.phase());
+            if (y == 0) {
+                Finish finish = kept(larger, width);
+                finish.addend = larger, finish.addend_stride = width;
+                top_.row(lines + 2, taps.data(), pixels.stride(), units, finish);
+            }
+            if (phase == 0) {
+                constexpr ptrdiff_t FIRST_COLUMN = 0;
+                Finish finish = kept(edge, UNIT);
+                finish.cells = 1;
+                left_.row(lines, &FIRST_COLUMN, pixels.stride(), 1, finish);
+                for (int i = 0; i < width_; ++i) larger[i * width] += edge[i * UNIT];
+                if (y == 0) {
+                    corner_.row(lines + 2, &FIRST_COLUMN, pixels.stride(), 1, finish);
+                    for (int i = 0; i < width_; ++i) larger[i * width] += edge[i * UNIT];
+                }
+            }
+            Finish finish = kept(half_row + phase * plane, width);
+            finish.addend = larger, finish.addend_stride = width;
+            finish.packed = half.row(y) + phase * half.phase(), finish.packed_stride = half.stride();
+            finish.packed_type = half.format().type, finish.inverse_step = 1 / half.format().step;
+            strided_.row(lines, taps.data(), pixels.stride(), units, finish);
+        }
+        // An odd first row is there only for the convolution.
+        if (y % 2 == 0 || y > first_half) kernels_.pool(half_row, 2, plane, y % 2, half_pooled);
+    });
+
+    const int first_quarter = std::max(2 * first - 1, 0);
+    Stream make_quarter(first_quarter, image.height / 4, 1, [&](int y, int) {
+        make_half.need(2 * y + 2);
+        const uint32_t* lines[3];
+        for (int i = 0; i < 3; ++i) lines[i] = half.read(2 * y - 1 + i);
+        for (int phase = 0; phase < 2; ++phase) {
+            Finish finish = kept(quarter_row + phase * plane, width);
+            finish.addend = half_pooled + phase * plane, finish.addend_stride = width;
+            finish.packed = quarter.row(y) + phase * quarter.phase(), finish.packed_stride = quarter.stride();
+            finish.packed_type = quarter.format().type, finish.inverse_step = 1 / quarter.format().step;
+            second_.row(lines, taps_around(phase, 1, 2, 4, half.phase()).data(), half.stride(), units, finish);
+        }
+        if (y % 2 == 0 || y > first_quarter) kernels_.pool(quarter_row, 1, plane, y % 2, pooled);
+    });
+
+    for (int y = first; y < last; ++y) {
+        make_quarter.need(2 * y + 2);
+        const uint32_t* lines[3];
+        for (int i = 0; i < 3; ++i) lines[i] = quarter.read(2 * y - 1 + i);
+        Finish finish;
+        if (map) finish = kept(result, width);
+        finish.cells = cells;
+        finish.addend = pooled, finish.addend_stride = width;
+        finish.packed = x0.row(y), finish.packed_stride = x0.stride();
+        finish.packed_type = x0.format().type, finish.inverse_step = 1 / x0.format().step;
+        third_.row(lines, taps_around(0, 1, 2, 2, quarter.phase()).data(), quarter.stride(), units, finish);
+        if (map) export_row(result, 1, width_, cells, width, map + size_t(y) * cells * width_);
+    }
+}
+
+}  // namespace dssnet::cpu

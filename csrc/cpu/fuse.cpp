@@ -1,0 +1,216 @@
+#include "fuse.h"
+
+#include <cstring>
+
+namespace dssnet::cpu {
+namespace {
+
+constexpr int PIXELS = 4;  // of a cell at 1/2 resolution, a side
+constexpr int NINE = 9;
+
+// Which rows of values a cell's pixels read, per axis: value 0, 1, 2 (a, b, c) of cell -1, 0 or 1.
+struct Values {
+    int count;
+    int cell[3], value[3];
+};
+constexpr Values VALUES[PIXELS] = {{3, {-1, 0, 0}, {2, 0, 1}},
+                                   {2, {0, 0, 0}, {0, 1, 0}},
+                                   {2, {0, 0, 0}, {1, 2, 0}},
+                                   {3, {0, 0, 1}, {1, 2, 0}}};
+
+std::string numbered(const std::string& name, int number) { return name + "." + std::to_string(number); }
+
+}  // namespace
+
+Fuse::Fuse(const Kernels& kernels, const Operands& operands)
+    : kernels_(kernels),
+      sizes_(operands.sizes),
+      mix_slope_(operands.slopes.at("fuse.mix")),
+      smooth_slope_(operands.slopes.at("fuse.smooth")),
+      reduce_slope_(operands.slopes.at("fuse.reduce")) {
+    const Type y = operands.input("segment.narrow").type;
+    if (sizes_.learned_upsampling) {
+        const Type shuffled = operands.input("fuse.smooth").type, smooth = operands.input("fuse.reduce").type;
+        for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
+            mix_.push_back(operands.convolution(kernels, numbered("fuse.mix", pixel), shuffled));
+        }
+        smooth_.push_back(operands.fastest(kernels, "fuse.smooth", smooth));
+        reduce_.push_back(operands.fastest(kernels, "fuse.reduce", y));
+        return;
+    }
+    mix_.push_back(operands.convolution(kernels, "fuse.mix", Type::f32));
+    const Type values = operands.input("fuse.reduce.0").type;
+    for (int product = 0; product < NINE; ++product) {
+        // All nine have the same blocks: they are added up block by block.
+        smooth_.push_back(operands.convolution(kernels, numbered("fuse.smooth", product), values));
+        factor_steps_.push_back(1 / smooth_.back().input().step);
+    }
+    for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
+        reduce_.push_back(operands.convolution(kernels, numbered("fuse.reduce", pixel), y));
+    }
+}
+
+size_t Fuse::zero_words(int cells) const {
+    const int phases = sizes_.learned_upsampling ? PIXELS : NINE;
+    size_t words = Rows::words_of_row(1, mix_.front().groups(), cells);
+    for (const Convolution* reader : {&smooth_.front(), &reduce_.front()}) {
+        words = std::max(words, Rows::words_of_row(phases, reader->groups(), cells));
+    }
+    return words + PAD;
+}
+
+Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Rows& y, float* map, int cells, int first,
+               const uint32_t* const* zeros, Arena& arena)
+    : fuse_(fuse),
+      shallow_(shallow),
+      deep_(deep),
+      y_(y),
+      map_(map),
+      cells_(cells),
+      units_(round_up(cells, UNIT) / UNIT),
+      width_(units_ * UNIT),
+      y_row_(arena.take_floats(map ? PIXELS * fuse.sizes_.y * width_ : 0)),
+      run_(run_words(cells)),
+      lower_(0, 0, 1, nullptr),
+      upper_(0, 0, 1, nullptr) {
+    const int height = shallow.height(), fused = fuse.sizes_.fused;
+    const auto rows = [&](const Convolution& reader, int height, int capacity, int phases) {
+        const Format& format = reader.input();
+        return Rows(arena, zeros[int(format.type)], height, capacity, phases, reader.groups(), format, cells);
+    };
+    const Convolution &smooth = fuse.smooth_.front(), &reduce = fuse.reduce_.front();
+    if (fuse.sizes_.learned_upsampling) {
+        const int half = PIXELS * height;
+        // Made in whole cells, so up to three rows early.
+        shuffled_ = rows(smooth, half, smooth.rows_together() + 2 + 3, PIXELS);
+        smooth_ = rows(reduce, half, reduce.rows_together() + 2, PIXELS);
+        const size_t row_words = std::max(shuffled_.row_words(), smooth_.row_words());
+        winograd_ = WinogradScratch(arena, row_words, size_t(PIXELS) * std::max(fused, fuse.sizes_.y) * width_);
+        const int begin = std::max(first - 2, 0);
+        // Whole rows of cells: a pixel's convolutions read the same features.
+        lower_ = Stream(begin / PIXELS, height, 1, [this](int row, int) { mix_row(row); });
+        upper_ = Stream(first - 1, half, smooth.rows_together(), [this](int row, int count) {
+            lower_.need((row + count) / PIXELS + 1);
+            convolve_rows(fuse_.smooth_.front(), shuffled_, PIXELS, row, count, cells_, winograd_, [&](int at, int phase) {
+                Finish finish;
+                finish.slope = fuse_.smooth_slope_, finish.cells = cells_;
+                finish.packed = smooth_.row(at) + phase * smooth_.phase(), finish.packed_stride = smooth_.stride();
+                finish.packed_type = smooth_.format().type, finish.inverse_step = 1 / smooth_.format().step;
+                return finish;
+            });
+        });
+        return;
+    }
+    // Cells beyond the last and the pads stay as they are here: zero.
+    const size_t mixed_words = fused * run_ + PAD;
+    mixed_rows_ = arena.take_floats(3 * mixed_words);
+    zero_row_ = arena.take_floats(mixed_words);
+    products_ = arena.take_floats(size_t(NINE) * WIDEST_BLOCK * width_);
+    factors_ = rows(smooth, 1, 1, NINE);
+    values_ = rows(reduce, height, 3, NINE);
+    if (!arena.has_memory()) return;
+    std::memset(mixed_rows_, 0, 3 * mixed_words * sizeof(float));
+    std::memset(zero_row_, 0, mixed_words * sizeof(float));
+    const int begin = std::max(first / PIXELS - 1, 0);
+    lower_ = Stream(begin - 1, height, 1, [this](int row, int) { mix_row(row); });
+    upper_ = Stream(begin, height, 1, [this](int row, int) { values_row(row); });
+}
+
+float* Fuse::Run::mixed_row(int row) const {
+    if (row < 0 || row >= shallow_.height()) return zero_row_ + PAD;
+    return mixed_rows_ + row % 3 * (fuse_.sizes_.fused * run_ + PAD) + PAD;
+}
+
+void Fuse::Run::mix_row(int row) {
+    const uint32_t* lines[2] = {shallow_.row(row), deep_.row(row)};
+    const ptrdiff_t here = 0;
+    Finish finish;
+    finish.slope = fuse_.mix_slope_, finish.cells = cells_;
+    if (!fuse_.sizes_.learned_upsampling) {
+        finish.kept = mixed_row(row), finish.kept_stride = run_;
+        fuse_.mix_.front().row(lines, &here, shallow_.stride(), units_, finish);
+        return;
+    }
+    for (int i = 0; i < PIXELS; ++i) {
+        for (int j = 0; j < PIXELS; ++j) {
+            finish.packed = shuffled_.row(PIXELS * row + i) + j * shuffled_.phase();
+            finish.packed_stride = shuffled_.stride(), finish.packed_type = shuffled_.format().type;
+            finish.inverse_step = 1 / shuffled_.format().step;
+            fuse_.mix_[PIXELS * i + j].row(lines, &here, shallow_.stride(), units_, finish);
+        }
+    }
+}
+
+void Fuse::Run::values_row(int row) {
+    const int fused = fuse_.sizes_.fused;
+    lower_.need(row + 2);
+    NinePacked factors = {{}, {}, factors_.stride(), factors_.format().type};
+    NinePacked values = {{}, {}, values_.stride(), values_.format().type};
+    for (int i = 0; i < NINE; ++i) {
+        factors.maps[i] = factors_.row(0) + i * factors_.phase();
+        factors.inverse_steps[i] = fuse_.factor_steps_[i];
+        values.maps[i] = values_.row(row) + i * values_.phase();
+        values.inverse_steps[i] = 1 / values_.format().step;
+    }
+    fuse_.kernels_.factors(mixed_row(row - 1), mixed_row(row), mixed_row(row + 1), fused, run_, units_, cells_, factors);
+    const Convolution& first = fuse_.smooth_.front();
+    for (int block = 0, begin = 0; block < first.blocks(); begin += first.block_sizes()[block++]) {
+        for (int product = 0; product < NINE; ++product) {
+            const uint32_t* line = factors.maps[product];
+            const ptrdiff_t here = 0;
+            Finish finish;
+            // Outputs are counted from the first block's first.
+            finish.kept = products_ + (product * WIDEST_BLOCK - begin) * width_, finish.kept_stride = width_;
+            finish.cells = cells_;
+            fuse_.smooth_[product].row(&line, &here, factors_.stride(), units_, finish, block, block + 1);
+        }
+        fuse_.kernels_.combine(products_, begin, first.block_sizes()[block], units_, cells_, fuse_.smooth_slope_, fused,
+                               values);
+    }
+}
+
+Finish Fuse::Run::y_ending(int row, int phase) {
+    Finish finish;
+    finish.slope = fuse_.reduce_slope_, finish.cells = cells_;
+    finish.packed = y_.row(row) + phase * y_.phase(), finish.packed_stride = y_.stride();
+    finish.packed_type = y_.format().type, finish.inverse_step = 1 / y_.format().step;
+    if (map_) finish.kept = y_row_ + phase * fuse_.sizes_.y * width_, finish.kept_stride = width_;
+    return finish;
+}
+
+void Fuse::Run::export_y(int row) {
+    const int channels = fuse_.sizes_.y;
+    if (map_) export_row(y_row_, PIXELS, channels, cells_, width_, map_ + size_t(row) * PIXELS * cells_ * channels);
+}
+
+void Fuse::Run::make(int first, int count) {
+    if (fuse_.sizes_.learned_upsampling) {
+        // One row at a time where somebody wants it as floats.
+        const int together = map_ ? 1 : count;
+        for (int row = first; row < first + count; row += together) {
+            upper_.need(row + together + 1);
+            convolve_rows(fuse_.reduce_.front(), smooth_, PIXELS, row, together, cells_, winograd_,
+                          [&](int at, int phase) { return y_ending(at, phase); });
+            export_y(row);
+        }
+        return;
+    }
+    for (int row = first; row < first + count; ++row) {
+        const int cell = row / PIXELS;
+        const Values& down = VALUES[row % PIXELS];
+        upper_.need(cell + (down.cell[down.count - 1] > 0 ? 2 : 1));
+        const uint32_t* lines[3];
+        for (int i = 0; i < down.count; ++i) {
+            lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase();
+        }
+        for (int phase = 0; phase < PIXELS; ++phase) {
+            const Values& across = VALUES[phase];
+            ptrdiff_t taps[3];
+            for (int i = 0; i < across.count; ++i) taps[i] = across.value[i] * values_.phase() + across.cell[i];
+            fuse_.reduce_[row % PIXELS * PIXELS + phase].row(lines, taps, values_.stride(), units_, y_ending(row, phase));
+        }
+        export_y(row);
+    }
+}
+
+}  // namespace dssnet::cpu

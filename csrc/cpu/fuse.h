@@ -1,0 +1,73 @@
+// Stage 3: shallow and deep features at 1/8 resolution to the map y at 1/2 resolution.
+//
+// With nearest-neighbour up-sampling everything happens on cells: nine products with the cell and its differences to its
+// neighbours, added up to the nine values a, b, c x a, b, c that the up-sampled and smoothed map takes in a cell, from
+// which each of the cell's 16 pixels is a convolution of two or three values an axis.
+#pragma once
+
+#include <vector>
+
+#include "images.h"
+#include "operands.h"
+#include "stream.h"
+
+namespace dssnet::cpu {
+
+class Fuse {
+  public:
+    Fuse(const Kernels& kernels, const Operands& operands);
+
+    // Of shallow and deep features.
+    Format input() const { return mix_.front().input(); }
+    size_t zero_words(int cells) const;
+
+    // Makes rows of y for one member of a team.
+    class Run {
+      public:
+        // `y`: where rows go, packed, four columns a cell; `map`: float [4 * height][4 * cells][channels], or null.
+        // Rows from `first` on, in order.
+        Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Rows& y, float* map, int cells, int first,
+            const uint32_t* const* zeros, Arena& arena);
+        // Streams refer to their run.
+        Run(const Run&) = delete;
+
+        void make(int first, int count);
+
+      private:
+        void mix_row(int row);
+        void values_row(int row);
+        void shuffled_rows(int first, int count);
+        Finish y_ending(int row, int phase);
+        void export_y(int row);
+
+        const Fuse& fuse_;
+        const Rows &shallow_, &deep_, &y_;
+        float* map_;
+        const int cells_, units_;
+        const ptrdiff_t width_;
+        float* y_row_;  // [phase][channel][cells], where a map is asked for
+
+        // Nearest: the mixed map as floats with pads, its factors, their products, the cell's values.
+        ptrdiff_t run_;
+        float *mixed_rows_, *zero_row_, *products_;
+        Rows factors_, values_;
+
+        // Learned: the up-sampled map before and after the smoothing convolution.
+        Rows shuffled_, smooth_;
+        WinogradScratch winograd_;
+
+        Stream lower_, upper_;  // nearest: mixed, values; learned: shuffled, smooth
+        float* mixed_row(int row) const;
+    };
+
+  private:
+    const Kernels& kernels_;
+    Sizes sizes_;
+    float mix_slope_, smooth_slope_, reduce_slope_;
+    std::vector<Convolution> mix_;     // one; with learned up-sampling one for each of a cell's pixels
+    std::vector<Convolution> smooth_;  // nine products, the first with the bias; with learned up-sampling one convolution
+    std::vector<float> factor_steps_;  // inverse, of int8
+    std::vector<Convolution> reduce_;  // one for each of a cell's pixels; with learned up-sampling one
+};
+
+}  // namespace dssnet::cpu

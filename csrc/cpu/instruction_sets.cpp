@@ -1,0 +1,90 @@
+#include "instruction_sets.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace dssnet::cpu {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+// Leaf 7 of CPUID; what compilers' own tests know differs from version to version.
+bool leaf7(unsigned subleaf, int output, int bit) {
+    unsigned registers[4] = {};
+    if (!__get_cpuid_count(7, subleaf, &registers[0], &registers[1], &registers[2], &registers[3])) return false;
+    return registers[output] >> bit & 1;
+}
+
+bool has_bf16() { return has_vnni() && leaf7(1, 0, 5); }
+
+#if defined(DSSNET_FAST_AMX)
+// The kernel gives the tile registers' memory to processes that ask for it.
+bool has_amx() {
+    constexpr int EDX = 3, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    if (!has_bf16() || !leaf7(0, EDX, 22) || !leaf7(0, EDX, 24) || !leaf7(0, EDX, 25)) return false;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+#endif
+#endif
+
+}  // namespace
+
+const std::vector<InstructionSet>& instruction_sets() {
+    static const std::vector<InstructionSet> found = [] {
+        std::vector<InstructionSet> sets = {{portable_kernels(), true}};
+#if defined(DSSNET_FAST_AVX2)
+        sets.push_back({avx2_kernels(), has_avx2()});
+#endif
+#if defined(DSSNET_FAST_AVX512)
+        sets.push_back({avx512_kernels(), has_avx512()});
+#endif
+#if defined(DSSNET_FAST_AVX512_VNNI)
+        sets.push_back({avx512_vnni_kernels(), has_vnni()});
+#endif
+#if defined(DSSNET_FAST_AVX512_BF16)
+        sets.push_back({avx512_bf16_kernels(), has_bf16()});
+#endif
+#if defined(DSSNET_FAST_AMX)
+        sets.push_back({amx_kernels(), has_amx()});
+#endif
+#if defined(DSSNET_FAST_NEON)
+        sets.push_back({neon_kernels(), true});
+#endif
+        return sets;
+    }();
+    return found;
+}
+
+const Kernels& choose_kernels(const std::string& name) {
+    const std::vector<InstructionSet>& sets = instruction_sets();
+    std::string able;
+    for (auto set = sets.rbegin(); set != sets.rend(); ++set) {
+        if (!set->runs_here) {
+            if (name == set->kernels->name) {
+                throw std::invalid_argument("instruction set " + name + " needs " + set->kernels->needs +
+                                            ", which this processor lacks");
+            }
+            continue;
+        }
+        if (name.empty() || name == set->kernels->name) return *set->kernels;
+        able += (able.empty() ? "" : ", ") + std::string(set->kernels->name);
+    }
+    throw std::invalid_argument("instruction set " + name + " is not in this build; here run: " + able);
+}
+
+}  // namespace dssnet::cpu

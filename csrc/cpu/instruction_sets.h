@@ -1,0 +1,31 @@
+// The instruction sets of this build, and the choice among them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace dssnet::cpu {
+
+// One a file; what a build leaves out is not declared to `instruction_sets`.
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512_vnni_kernels();
+const Kernels* avx512_bf16_kernels();
+const Kernels* amx_kernels();
+const Kernels* neon_kernels();
+
+struct InstructionSet {
+    const Kernels* kernels;
+    bool runs_here;
+};
+
+// Those that were compiled, slowest first; the first runs everywhere.
+const std::vector<InstructionSet>& instruction_sets();
+
+// The named one, or the fastest that runs here where the name is empty. Throws std::invalid_argument.
+const Kernels& choose_kernels(const std::string& name);
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,125 @@
+// What the stages ask of an instruction set: a table of functions over plain pointers and sizes.
+//
+// Everything is laid out for vectors whose lanes are cells, the 8x8 pixels behind one pixel of the
+// maps at 1/8 resolution. A row of a map with q columns a cell is [phase][group][cells], where phase
+// is the column within the cell and group a 32-bit word of channels: one in float32, two in
+// bfloat16, four in int8. So a convolution reads any neighbour with the same vector load, shifted by
+// at most one cell, and broadcasts weights: no channel count wastes lanes, strides of 2 included.
+//
+// Each run of cells is preceded and followed by PAD words of zeros, which stand for what lies
+// outside the image; cells of a last, partly filled unit are zero, too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dssnet::cpu {
+
+constexpr int UNIT = 16;         // cells that are always computed together
+constexpr int PAD = 16;          // words before and after each run of cells: one would do, but 64 bytes keep alignment
+constexpr int WIDEST_BLOCK = 16; // outputs that any instruction set computes together, at most
+constexpr int PHASES = 8;        // columns of an image in a cell
+
+enum class Type { f32, bf16, i8 };
+constexpr int TYPES = 3;
+
+// `static`, for every file that includes this is compiled for another instruction set: a shared copy
+// could be one that this processor cannot run.
+static constexpr int channels_per_word(Type type) {
+    return type == Type::f32 ? 1 : type == Type::bf16 ? 2 : 4;
+}
+
+// Four channels of zero: int8 values q are stored as q + 128, unsigned.
+static constexpr uint32_t zero_word(Type type) { return type == Type::i8 ? 0x80808080u : 0u; }
+
+static constexpr int words_for(int channels, Type type) {
+    return (channels + channels_per_word(type) - 1) / channels_per_word(type);
+}
+
+// What a convolution reads for one row of outputs: lines times taps words for each group and cell.
+struct Window {
+    const uint32_t* const* lines;  // cell 0 of group 0
+    int line_count;
+    const ptrdiff_t* taps;  // words from there to the neighbour
+    int tap_count;
+    int groups;
+    ptrdiff_t group_stride;  // words
+};
+
+// Packed weights; see `Convolution`.
+struct Weights {
+    const uint32_t* words;    // [block][line][group][tap][output of the block]
+    const int32_t* start;     // int8: what sums start from, for inputs are 128 too large; else null
+    const int* block_sizes;   // outputs of each block
+    int block_count;
+    size_t words_per_output;  // lines * groups * taps
+};
+
+// What happens to sums: scale, bias, addend, PReLU; then they are kept, packed, or both.
+struct Finish {
+    const float* scale = nullptr;  // [outputs], int8 only
+    const float* bias = nullptr;   // [outputs] or none
+    const float* addend = nullptr; // [outputs][cells] or none
+    ptrdiff_t addend_stride = 0;
+    float slope = 1;               // of the PReLU; 1 is none
+    float* kept = nullptr;         // [outputs][cells] or none
+    ptrdiff_t kept_stride = 0;
+    bool maximum = false;          // keep the larger of this and what is there
+    uint32_t* packed = nullptr;    // cell 0 of the first group, or none
+    ptrdiff_t packed_stride = 0;   // words between groups
+    Type packed_type = Type::f32;
+    float inverse_step = 1;        // of int8 values
+    int outputs = 0;
+    int cells = 0;                 // those beyond are zero
+};
+
+// Where the nine maps of a row of cells go; see `factors` and `combine`.
+struct NinePacked {
+    uint32_t* maps[9];
+    float inverse_steps[9];
+    ptrdiff_t stride;
+    Type type;
+};
+
+struct Kernels {
+    const char* name;
+    const char* needs;  // what a processor must have, for messages
+    bool fast_bf16;     // bf16 has instructions of its own: faster than f32
+    bool fast_i8;
+    int widest_block[TYPES];  // outputs of a block, at most
+
+    // Blocks [first_block, last_block) of a row of outputs, `units` units of cells.
+    void (*convolve[TYPES])(const Window&, const Weights&, int first_block, int last_block, int units, const Finish&);
+
+    // The same end for sums that are there already: float [outputs][cells].
+    void (*finish)(const float* sums, ptrdiff_t stride, int units, const Finish&);
+
+    // Winograd's F(4, 3) down the columns, float32: map `part` of six, from six lines of `words` words; and
+    // four rows from six parts, `plane` words apart.
+    void (*winograd_input)(const uint32_t* const* lines, int part, size_t words, uint32_t* result);
+    void (*winograd_output)(const float* parts, size_t plane, size_t words, float* const* rows);
+
+    // A row of the image, 8 * cells pixels, as words of `type`: uint8 [pixels][channels], or normalised float
+    // [channels] lines of pixels. `row` is cell 0 of phase 0.
+    void (*image_u8)(const uint8_t* pixels, int channels, int cells, Type type, uint32_t* row, ptrdiff_t stride);
+    void (*image_f32)(const float* const* lines, int channels, int cells, Type type, uint32_t* row, ptrdiff_t stride);
+
+    // The larger of each two phases, [2 * phases][channels][words] -> [phases][channels][words]; `maximum` as in Finish.
+    void (*pool)(const float* row, int phases, size_t words, bool maximum, float* result);
+
+    // Factors of the FFM's nine products (see fold.cell_differences): lines of float [channels][stride], with pads.
+    void (*factors)(const float* before, const float* here, const float* after, int channels, ptrdiff_t stride,
+                    int units, int cells, const NinePacked&);
+
+    // A cell's nine values from nine products [9][count][16 * units] of outputs [first, first + count).
+    void (*combine)(const float* products, int first, int count, int units, int cells, float slope, int outputs,
+                    const NinePacked&);
+
+    // A row of answers, 8 * cells pixels, from logits [pair of phases][phase of the pair][class][cells].
+    void (*labels)(const float* logits, ptrdiff_t pair_stride, ptrdiff_t class_stride, int classes, int cells,
+                   uint8_t* row);
+    void (*values)(const float* logits, ptrdiff_t pair_stride, ptrdiff_t class_stride, int classes, int cells,
+                   bool probabilities, float* row);
+};
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,117 @@
+// Rows of maps in memory. How a row is laid out: kernels.h.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels.h"
+
+namespace dssnet::cpu {
+
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Words of a run of cells with the pad before it.
+inline ptrdiff_t run_words(int cells) { return round_up(cells, UNIT) + PAD; }
+
+// Activations as a convolution reads them.
+struct Format {
+    Type type = Type::f32;
+    float step = 1;  // of int8
+
+    int groups(int channels) const { return words_for(channels, type); }
+};
+
+// Memory that is handed out front to back and taken back at once. Without memory it only counts what is asked for,
+// and what it hands out must not be touched.
+class Arena {
+  public:
+    Arena() = default;
+    explicit Arena(uint32_t* base) : base_(base), has_memory_(true) {}
+
+    uint32_t* take(size_t words) {
+        const size_t begin = used_;
+        used_ += (words + PAD - 1) / PAD * PAD;
+        return base_ + begin;
+    }
+    float* take_floats(size_t count) { return reinterpret_cast<float*>(take(count)); }
+
+    size_t used() const { return used_; }
+    bool has_memory() const { return has_memory_; }
+
+  private:
+    // Any aligned address but null, to which nothing may be added.
+    uint32_t* base_ = reinterpret_cast<uint32_t*>(64);
+    bool has_memory_ = false;
+    size_t used_ = 0;
+};
+
+// Words aligned for vectors.
+class Memory {
+  public:
+    uint32_t* words(size_t count) {
+        if (count > size_) {
+            memory_.reset();
+            size_ = 0;
+            memory_.reset(static_cast<uint32_t*>(std::aligned_alloc(64, count * 4 / 64 * 64 + 64)));
+            if (!memory_) throw std::bad_alloc();
+            size_ = count;
+        }
+        return memory_.get();
+    }
+    size_t bytes() const { return size_ * 4; }
+
+  private:
+    struct Free {
+        void operator()(uint32_t* words) const { std::free(words); }
+    };
+    std::unique_ptr<uint32_t, Free> memory_;
+    size_t size_ = 0;
+};
+
+// Consecutive rows of a map, the last `capacity` of them kept. Rows outside the image are zero.
+class Rows {
+  public:
+    Rows() = default;
+
+    // Of a row with `groups` words in each of `phases`.
+    static size_t words_of_row(int phases, int groups, int cells) { return phases * groups * run_words(cells) + PAD; }
+
+    // `words`: capacity * words_of_row of them; `zero_row`: as many zeros as a row has, of the same format.
+    Rows(uint32_t* words, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format, int cells)
+        : height_(height),
+          capacity_(std::min(capacity, height)),
+          groups_(groups),
+          stride_(run_words(cells)),
+          row_words_(words_of_row(phases, groups, cells)),
+          format_(format),
+          zero_row_(zero_row + PAD),
+          words_(words) {}
+
+    Rows(Arena& arena, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format, int cells)
+        : Rows(arena.take(words_of_row(phases, groups, cells) * std::min(capacity, height)), zero_row, height, capacity,
+               phases, groups, format, cells) {}
+
+    // Cell 0 of the first group of phase 0.
+    uint32_t* row(int index) const { return words_ + index % capacity_ * row_words_ + PAD; }
+    const uint32_t* read(int index) const { return index < 0 || index >= height_ ? zero() : row(index); }
+    const uint32_t* zero() const { return zero_row_; }
+
+    int height() const { return height_; }
+    int groups() const { return groups_; }
+    ptrdiff_t stride() const { return stride_; }              // between groups
+    ptrdiff_t phase() const { return groups_ * stride_; }     // between phases
+    size_t row_words() const { return row_words_; }
+    const Format& format() const { return format_; }
+
+  private:
+    int height_ = 0, capacity_ = 1, groups_ = 0;
+    ptrdiff_t stride_ = 0;
+    size_t row_words_ = 0;
+    Format format_;
+    const uint32_t* zero_row_ = nullptr;
+    uint32_t* words_ = nullptr;
+};
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,66 @@
+// A network with its weights packed, and its runs over images.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "downsample.h"
+#include "extract.h"
+#include "fuse.h"
+#include "segment.h"
+#include "team.h"
+
+namespace dssnet::cpu {
+
+enum class Stage { all, downsample, extract, fuse, segment };
+
+// What a run reads and writes; what its stage does not need is null. All maps are contiguous, channels last, float.
+struct Run {
+    Stage stage = Stage::all;
+    int batch = 0, height = 0, width = 0;  // of the images; both sides multiples of 8
+    const uint8_t* bytes = nullptr;        // [batch][height][width][channels]
+    const float* floats = nullptr;         // or normalised [batch][channels][height][width]
+    const float *x0_in = nullptr, *shallow_in = nullptr, *deep_in = nullptr, *y_in = nullptr;
+    float *x0 = nullptr, *shallow = nullptr, *deep = nullptr, *y = nullptr;
+    AnswerKind kind = AnswerKind::labels;
+    uint8_t* labels = nullptr;
+    float* values = nullptr;
+};
+
+// Safe from several threads: runs share nothing but the weights.
+class Network {
+  public:
+    Network(const Kernels& kernels, const Operands& operands);
+
+    // On up to `threads` threads. Throws std::bad_alloc.
+    void run(const Run& run, int threads) const;
+
+    const Sizes& sizes() const { return sizes_; }
+    // What a run needs beyond inputs and results, in bytes.
+    size_t workspace_bytes(int height, int width, int threads) const;
+
+  private:
+    // Words of the parts of one team's memory.
+    struct Layout {
+        size_t zeros, shared, scratch;
+        size_t words(int members) const { return 2 * zeros + shared + members * scratch; }
+    };
+    Layout layout(const Run& run) const;
+    void run_image(const Run& run, int image, const Member& member, const Layout& layout, uint32_t* memory) const;
+    void run_stages(const Run& run, int image, const Member& member, const uint32_t* const* zeros, Arena shared,
+                    Arena scratch, size_t* most) const;
+
+    // Memory kept for the next run: getting it anew from the system costs more than many an image.
+    std::unique_ptr<Memory> borrow() const;
+    void give_back(std::unique_ptr<Memory> memory) const;
+
+    const Kernels& kernels_;
+    Sizes sizes_;
+    Downsample downsample_;
+    Extract extract_;
+    Fuse fuse_;
+    Segment segment_;
+    mutable std::vector<std::unique_ptr<Memory>> kept_;
+};
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,53 @@
+// What a network is made of, as Python gives it.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "convolution.h"
+
+namespace dssnet::cpu {
+
+// The channels of a network's maps.
+struct Sizes {
+    int in_channels = 3, classes = 2;
+    int width = 30;     // of the down-sampled maps
+    int features = 42;  // of shallow and deep features, each
+    int fused = 84;     // of the FFM
+    int y = 32, narrow = 20;
+    bool learned_upsampling = false;
+};
+
+// Convolutions side by side that read one map and whose outputs follow each other, and their PReLU.
+struct LayerNames {
+    std::vector<std::string> parts;
+    float slope = 1;
+};
+
+// A residual block: layers in a row, the last of which has one part and adds the block's input.
+using BlockNames = std::vector<LayerNames>;
+
+struct Operands {
+    Sizes sizes;
+    std::vector<BlockNames> blocks;
+    std::map<std::string, Operand> convolutions;
+    std::map<std::string, Format> inputs;  // of the convolutions
+    std::map<std::string, float> slopes;
+    bool winograd = true;                  // where a convolution is in float32
+
+    const Operand& operand(const std::string& name) const { return convolutions.at(name); }
+    const Format& input(const std::string& name) const { return inputs.at(name); }
+
+    Convolution convolution(const Kernels& kernels, const std::string& name, Type result, std::vector<int> segments = {}) const {
+        return Convolution(kernels, operand(name), input(name), result, Convolution::Form::direct, std::move(segments));
+    }
+    // A 3x3 convolution of stride 1 for `convolve_rows`, in the form that is best.
+    Convolution fastest(const Kernels& kernels, const std::string& name, Type result, std::vector<int> segments = {}) const {
+        const bool can = winograd && input(name).type == Type::f32 && operand(name).lines == 3;
+        return Convolution(kernels, operand(name), input(name), result,
+                           can ? Convolution::Form::winograd : Convolution::Form::direct, std::move(segments));
+    }
+};
+
+}  // namespace dssnet::cpu

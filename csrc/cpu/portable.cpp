@@ -1,0 +1,84 @@
+// Any processor: vectors of four floats, which GCC and Clang compile for whatever there is.
+#include "instruction_sets.h"
+#include "kernels.h"
+
+namespace {
+
+using dssnet::cpu::UNIT;
+
+typedef float Floats __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(16)));
+
+template <class Vector>
+Vector load_as(const uint32_t* words) {
+    Vector value;
+    __builtin_memcpy(&value, words, sizeof value);
+    return value;
+}
+
+template <class Vector>
+void store_as(uint32_t* words, Vector value) {
+    __builtin_memcpy(words, &value, sizeof value);
+}
+
+float float_of(uint32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+
+struct DotF32 {
+    using Sum = Floats;
+    using Input = Floats;
+    static constexpr int lanes = 4, units = 1, widest = 2;
+    static Sum start(const int32_t*) { return Floats{}; }
+    static Input load(const uint32_t* words) { return load_as<Floats>(words); }
+    static Sum dot(Sum sum, Input input, const uint32_t* weight) { return sum + input * float_of(*weight); }
+    static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
+};
+
+struct DotBF16 {
+    using Sum = Floats;
+    struct Input {
+        Floats low, high;
+    };
+    static constexpr int lanes = 4, units = 1, widest = 2;
+    static Sum start(const int32_t*) { return Floats{}; }
+    static Input load(const uint32_t* words) {
+        const Words both = load_as<Words>(words);
+        return {Floats(both << 16), Floats(both & 0xffff0000u)};
+    }
+    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
+        return sum + input.low * float_of(*weight << 16) + input.high * float_of(*weight & 0xffff0000u);
+    }
+    static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
+};
+
+struct DotI8 {
+    using Sum = Ints;
+    using Input = Words;
+    static constexpr int lanes = 4, units = 1, widest = 2;
+    static Sum start(const int32_t* value) { return value ? Ints{} + *value : Ints{}; }
+    static Input load(const uint32_t* words) { return load_as<Words>(words); }
+    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
+        for (int shift = 0; shift < 32; shift += 8) {
+            sum += Ints(input >> shift & 0xffu) * int32_t(int8_t(*weight >> shift & 0xff));
+        }
+        return sum;
+    }
+    static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
+};
+
+}  // namespace
+
+#include "kernels.inl"
+
+namespace dssnet::cpu {
+
+const Kernels* portable_kernels() {
+    static const Kernels table = make_table("portable", "any processor", false, false);
+    return &table;
+}
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,151 @@
+"""Running the network on the CPU: torch's tensors around the extension's network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dssnet_fast.backends import PRECISIONS as DTYPES
+from dssnet_fast.backends import new_answer
+from dssnet_fast.backends.cpu.operands import operands
+from dssnet_fast.backends.inputs import (
+    check_features,
+    check_image,
+    check_map,
+    map_size,
+    readable,
+)
+from dssnet_fast.weights import FoldedWeights
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+CPU = torch.device("cpu")
+
+
+class CpuBackend:
+    """The four stages; see `dssnet_fast.backends.Backend`.
+
+    Runs on as many threads as torch says (`torch.set_num_threads`), without Python's lock. Several
+    calls at a time run on one thread each but the first. Sums are float32 (int32 in int8).
+
+    Args:
+        weights: The network.
+        precision: `fp32`, `bf16` or `int8`.
+        native: The extension.
+        instruction_set: One of `dssnet_fast.backends.cpu.instruction_set.found`.
+        winograd: Whether float32 may use Winograd's form of 3x3 convolutions.
+    """
+
+    def __init__(
+        self,
+        weights: FoldedWeights,
+        precision: str,
+        native: ModuleType,
+        instruction_set: Mapping[str, object],
+        winograd: bool = True,
+    ) -> None:
+        self.config = weights.config
+        self.dtype = DTYPES[precision]
+        self.instruction_set = instruction_set["name"]
+        exact_type = "bf16" if instruction_set["fast_bf16"] else "fp32"
+        found = operands(weights, precision, exact_type)
+        self._channels = found.sizes
+        self._network = native.CpuNetwork(
+            instruction_set=self.instruction_set,
+            sizes=found.sizes,
+            convolutions={
+                name: (one.weight, one.bias, one.type, one.step)
+                for name, one in found.convolutions.items()
+            },
+            blocks=found.blocks,
+            slopes=found.slopes,
+            winograd=winograd,
+        )
+
+    def infer(self, image: Tensor, output: str) -> Tensor:
+        """All stages; see `dssnet_fast.backends.Backend`."""
+        size, given = self._image(image)
+        return self._answer("all", size, given, output)
+
+    def downsample(self, image: Tensor) -> Tensor:
+        """Stage 1."""
+        size, given = self._image(image)
+        x0 = self._map(size, 8, "width")
+        self._run("downsample", size, given | {"x0": x0})
+        return x0.to(self.dtype)
+
+    def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 2."""
+        size = map_size("extract", x0, 8)
+        given = {"x0_in": self._readable("x0", x0, "width")}
+        features = {name: self._map(size, 8, "features") for name in ("shallow", "deep")}
+        self._run("extract", size, given | features)
+        return features["shallow"].to(self.dtype), features["deep"].to(self.dtype)
+
+    def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """Stage 3."""
+        check_features(shallow, deep)
+        size = map_size("fuse", shallow, 8)
+        given = {
+            "shallow_in": self._readable("shallow", shallow, "features"),
+            "deep_in": self._readable("deep", deep, "features"),
+        }
+        y = self._map(size, 2, "y")
+        self._run("fuse", size, given | {"y": y})
+        return y.to(self.dtype)
+
+    def segment(self, y: Tensor, output: str) -> Tensor:
+        """Stage 4."""
+        size = map_size("segment", y, 2)
+        if size[1] % 8 or size[2] % 8:
+            raise ValueError(f"y must have sides that are multiples of 4, got {list(y.shape)}")
+        return self._answer("segment", size, {"y_in": self._readable("y", y, "y")}, output)
+
+    def workspace_bytes(self, height: int, width: int) -> int:
+        """What an image of this size needs beyond itself, its answer and the weights."""
+        return self._network.workspace_bytes(height, width, torch.get_num_threads())
+
+    def _image(self, image: Tensor) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        size = check_image(image, self.config.in_channels)
+        if image.dtype == torch.uint8:
+            return size, {"bytes": readable(image, CPU)}
+        return size, {"floats": readable(image.float(), CPU)}
+
+    def _readable(self, name: str, x: Tensor, channels: str) -> Tensor:
+        check_map(name, x, self._channels[channels], self.dtype)
+        return readable(x.float(), CPU)
+
+    def _map(self, size: tuple[int, int, int], scale: int, channels: str) -> Tensor:
+        batch, height, width = size
+        return torch.empty(batch, height // scale, width // scale, self._channels[channels])
+
+    def _answer(
+        self, stage: str, size: tuple[int, int, int], given: dict[str, Tensor], output: str
+    ) -> Tensor:
+        like = next(iter(given.values()))
+        answer = new_answer(like, size, output, self.config.classes)
+        name = "labels" if output == "labels" else "values"
+        self._run(stage, size, given | {name: answer}, output)
+        return answer
+
+    def _run(
+        self,
+        stage: str,
+        size: tuple[int, int, int],
+        tensors: Mapping[str, Tensor],
+        output: str = "labels",
+    ) -> None:
+        batch, height, width = size
+        self._network.run(
+            stage=stage,
+            batch=batch,
+            height=height,
+            width=width,
+            addresses={name: tensor.data_ptr() for name, tensor in tensors.items()},
+            output=output,
+            threads=torch.get_num_threads(),
+        )
