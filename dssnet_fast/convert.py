@@ -14,6 +14,7 @@ from dssnet_fast.python_ref.errors import InputError
 # fp16: rounding every weight to 11 bits; with random weights 1e-3 was measured.
 TOLERANCE = {"fp32": 2e-5, "fp16": 1e-2}
 _VERIFIED_SIDE_PX = 1024
+_MEASURED_IMAGES = 16  # for layers to keep exact, which takes some dozens of runs over them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,6 +48,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="also write the folded graph as ONNX (default: beside the weight file)",
     )
     parser.add_argument(
+        "--int8", action="store_true", help="also store what int8 needs; see --calibrate"
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="images or folders for --int8, like those to be segmented; some dozens are enough",
+    )
+    parser.add_argument(
         "--allow-nonfinite", action="store_true", help="convert NaN and infinite weights too"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -61,6 +73,8 @@ def body(arguments: argparse.Namespace) -> None:
     from dssnet_fast.python_ref.files import atomic_write
     from dssnet_fast.python_ref.images import find_images, read_image
 
+    if arguments.int8 != bool(arguments.calibrate):
+        raise InputError("--int8 and --calibrate IMAGES need each other")
     source = arguments.checkpoint
     out = arguments.out or default_out(source)
     onnx = out.with_suffix(".onnx") if arguments.onnx is True else arguments.onnx
@@ -80,6 +94,10 @@ def body(arguments: argparse.Namespace) -> None:
         folded = replace(
             folded, class_names=cli.class_names(arguments.class_names, folded.config.classes)
         )
+
+    calibrated = None
+    if arguments.int8:
+        folded, calibrated = _calibrate(folded, find_images(arguments.calibrate), arguments.dtype)
 
     config = folded.config
     images = parity.random_images(config)
@@ -118,6 +136,8 @@ def body(arguments: argparse.Namespace) -> None:
             f"  parity      worst relative error {found.error:.1e}, labels equal "
             f"{found.labels:.4%}, {found.images} images, against the reference in float64"
         )
+    if calibrated is not None:
+        print(f"  int8        {calibrated}")
     print(f"  written     {out} ({size:.1f} MB, {arguments.dtype})")
     if onnx:
         from dssnet_fast.onnx_export import OPSET, export_onnx
@@ -127,6 +147,39 @@ def body(arguments: argparse.Namespace) -> None:
             f"  written     {onnx} ({onnx.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}, "
             f"onnxruntime within {error:.1e})"
         )
+
+
+def _calibrate(folded, paths: list[Path], dtype: str):
+    """Add what int8 needs to folded weights, and say in a few words how well it does."""
+    from dssnet_fast import calibrate
+    from dssnet_fast.backends import BackendUnavailable
+    from dssnet_fast.python_ref.images import read_image
+
+    # What will be read back is what is calibrated.
+    folded = folded.rounded(dtype)
+
+    def read(paths):
+        for path in paths:
+            image = read_image(path, channels=folded.config.in_channels)
+            yield image[:_VERIFIED_SIDE_PX, :_VERIFIED_SIDE_PX]
+
+    folded = replace(folded, quantisation=calibrate.calibrate(folded, read(paths)))
+    said = f"steps from {len(paths)} image(s)"
+    try:
+        calibrate.int8_network(folded)
+        some = list(read(paths[:: -(-len(paths) // _MEASURED_IMAGES)]))
+        exact = calibrate.find_exact(folded, some, make=calibrate.int8_network)
+        folded = replace(folded, quantisation=replace(folded.quantisation, exact=exact))
+        truth, network = calibrate.float32_network(folded), calibrate.int8_network(folded)
+        expected = (truth(image) for image in read(paths))
+        found = calibrate.difference(network, read(paths), expected)
+    except BackendUnavailable as error:
+        # The steps are right on any machine; only what they are worth cannot be told on this one.
+        return folded, f"{said}; not measured, and no layer kept exact: {error}"
+    return folded, (
+        f"{said}; exact: {', '.join(exact) or 'nothing'}; relative error {found.error:.1e}, "
+        f"labels equal {found.labels:.4%}, against fp32 on these images"
+    )
 
 
 def default_out(checkpoint: Path) -> Path:

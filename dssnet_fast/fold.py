@@ -191,6 +191,27 @@ def cell_differences(weight: Tensor) -> Tensor:
     return torch.einsum("rk,cl,oikl->rcio", sums, sums, weight).flatten(0, 1)
 
 
+def cell_factors(x: Tensor) -> Tensor:
+    """What the nine products of `cell_differences` multiply.
+
+    Args:
+        x: [B, I, h, w].
+
+    Returns:
+        [9, B, I, h, w]: row factor (cell, half the difference to the cell before, to that after)
+        slowest, then column factor; zero counts as what lies outside the image.
+    """
+
+    def factors(values: Tensor, dim: int) -> list[Tensor]:
+        length = values.shape[dim]
+        nothing = torch.zeros_like(values.narrow(dim, 0, 1))
+        before = torch.cat([nothing, values.narrow(dim, 0, length - 1)], dim)
+        after = torch.cat([values.narrow(dim, 1, length - 1), nothing], dim)
+        return [values, (before - values) / 2, (after - values) / 2]
+
+    return torch.stack([both for rows in factors(x, 2) for both in factors(rows, 3)])
+
+
 def cell_taps(weight: Tensor) -> Tensor:
     """Sums of taps that meet the same of a cell's values, for `convolve_cells` in a kernel.
 

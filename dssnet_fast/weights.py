@@ -34,6 +34,7 @@ from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.files import atomic_write
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import load_released, to_released
+from dssnet_fast.quantisation import Quantisation
 
 FORMAT = "dssnet_fast.weights"
 FORMAT_VERSION = 1
@@ -86,22 +87,24 @@ class FoldedWeights:
             Convolutions are [O, I, k, k] with `bias` [O]; `slope` [1] is a PReLU's.
         class_names: Background first.
         source_digest: SHA-256 of the checkpoint they were folded from, hexadecimal.
+        quantisation: What int8 needs; None where nobody calibrated.
     """
 
     config: DSSNetConfig
     tensors: Mapping[str, Tensor]
     class_names: tuple[str, ...]
     source_digest: str
+    quantisation: Quantisation | None = None
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of config and values: equal for weights that give equal results."""
-        return tensors_digest(
-            {
-                json.dumps(self.config.to_dict(), sort_keys=True) + key: value
-                for key, value in self.tensors.items()
-            }
-        )
+        same = self.config.to_dict()
+        if self.quantisation is not None:
+            steps = dict(self.quantisation.steps)
+            same["int8"] = {"steps": steps, "exact": sorted(self.quantisation.exact)}
+        prefix = json.dumps(same, sort_keys=True)
+        return tensors_digest({prefix + key: value for key, value in self.tensors.items()})
 
     def rounded(self, dtype: str) -> FoldedWeights:
         """These weights as a file of `dtype` would give them back.
@@ -192,7 +195,7 @@ def save(weights: FoldedWeights, path: str | os.PathLike, dtype: str = "fp32") -
         dtype: `fp32`, or `fp16` for half the size.
 
     Raises:
-        InputError: A value exceeds the range of `dtype`.
+        InputError: A value exceeds the range of `dtype`, or the quantisation does not fit.
         OSError: The folder is missing or not writable, or the disk is full.
     """
     weights.rounded(dtype)
@@ -207,6 +210,9 @@ def save(weights: FoldedWeights, path: str | os.PathLike, dtype: str = "fp32") -
         "normalisation": "(value - 128) / 128",
         "written_by": f"dssnet_fast {dssnet_fast.__version__}",
     }
+    if weights.quantisation is not None:
+        weights.quantisation.check(weights.config)
+        metadata["int8"] = weights.quantisation.to_json()
     tensors = {key: value.to(DTYPES[dtype]) for key, value in weights.tensors.items()}
     try:
         with atomic_write(path) as temporary:
@@ -231,7 +237,7 @@ def load(path: str | os.PathLike, allow_nonfinite: bool = False) -> FoldedWeight
 
     Raises:
         InputError: The file is missing, damaged, of another kind or of a newer version, or its
-            tensors do not fit its config.
+            tensors or int8 steps do not fit its config.
     """
     path = Path(path)
     if not path.is_file():
@@ -271,7 +277,13 @@ def load(path: str | os.PathLike, allow_nonfinite: bool = False) -> FoldedWeight
         raise InputError(f"{path}: tensors do not fit the config: {'; '.join(problems)}")
     if not allow_nonfinite:
         check_finite(tensors, str(path))
-    return FoldedWeights(config, tensors, names, source)
+    quantisation = None
+    if "int8" in metadata:
+        try:
+            quantisation = Quantisation.from_json(metadata["int8"], config)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    return FoldedWeights(config, tensors, names, source, quantisation)
 
 
 def _float32(value: Tensor) -> Tensor:

@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dssnet_fast import cli, convert, parity, weights
+from dssnet_fast import calibrate, cli, convert, parity, weights
+from dssnet_fast.backends import BackendUnavailable
 from dssnet_fast.model import FastDSSNet
 from dssnet_fast.python_ref.released import released_state
 from networks import noise, random_network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(*arguments) -> int:
@@ -120,6 +123,85 @@ def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, monkeypatch, capsy
     assert run(checkpoint) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert [p.name for p in checkpoint.parent.iterdir()] == ["ckpt.pt"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.fromarray(noise(40, 30, 3, seed=i)).save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_int8_where_it_cannot_run_stores_steps_and_says_so(
+    checkpoint, pictures, monkeypatch, capsys
+):
+    def nowhere(folded):
+        raise BackendUnavailable("no such thing here")
+
+    monkeypatch.setattr(calibrate, "int8_network", nowhere)
+    assert run(checkpoint, "--int8", "--calibrate", pictures) == 0
+    assert (
+        "int8        steps from 3 image(s); not measured, and no layer kept exact: no such thing"
+    ) in capsys.readouterr().out
+    back = weights.load(checkpoint.with_suffix(".safetensors"))
+    images = [noise(40, 30, 3, seed=i) for i in range(3)]
+    assert back.quantisation == calibrate.calibrate(back, images)
+
+
+def test_int8_is_measured_and_keeps_layers_exact(checkpoint, pictures, monkeypatch, capsys):
+    """Errors as if only one layer spoiled int8."""
+
+    def network(folded):
+        truth = calibrate.float32_network(folded)
+        good = "extract.blocks.1" in folded.quantisation.exact
+        return lambda image: truth(image) * (1.01 if good else 1.1)
+
+    monkeypatch.setattr(calibrate, "int8_network", network)
+    out = checkpoint.with_suffix(".safetensors")
+    assert run(checkpoint, "--dtype", "fp16", "--int8", "--calibrate", pictures) == 0
+    assert (
+        "exact: extract.blocks.1; relative error 1.0e-02, labels equal 100.0000%, against fp32"
+    ) in capsys.readouterr().out
+    back = weights.load(out)
+    assert back.quantisation.exact == ("extract.blocks.1",)
+    assert back.quantisation.images == 3
+
+
+def test_int8_is_added_to_a_weight_file_and_stays(checkpoint, pictures, tmp_path):
+    plain = checkpoint.with_suffix(".safetensors")
+    assert run(checkpoint) == 0
+    assert weights.load(plain).quantisation is None
+    first, again, other = (tmp_path / f"{n}.safetensors" for n in ("first", "again", "other"))
+    assert run(plain, "-o", first, "--int8", "--calibrate", pictures) == 0
+    given = weights.load(first).quantisation
+    assert given.images == 3
+    assert run(first, "-o", again, "--class-names", "glass, cell") == 0
+    assert weights.load(again).quantisation == given
+    assert run(first, "-o", other, "--int8", "--calibrate", pictures / "1.png") == 0
+    assert weights.load(other).quantisation.images == 1
+    for name in given.steps:
+        assert weights.load(other).quantisation.steps[name] > 0
+    assert weights.load(other).quantisation.steps != given.steps
+
+
+def test_int8_errors_are_one_line_and_leave_nothing(checkpoint, pictures, tmp_path, capsys):
+    (tmp_path / "nothing").mkdir()
+    (pictures / "2.png").write_bytes(b"no image")
+    before = sorted(os.listdir(tmp_path))
+    cases = [
+        (("--int8",), "--int8 and --calibrate IMAGES need each other"),
+        (("--calibrate", pictures), "--int8 and --calibrate IMAGES need each other"),
+        (("--int8", "--calibrate", tmp_path / "nothing"), "the folder has no image"),
+        (("--int8", "--calibrate", pictures), "2.png: "),
+        (("--int8", "--calibrate", tmp_path / "no"), "no such file or folder"),
+    ]
+    for arguments, message in cases:
+        assert run(checkpoint, *arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "pixel_shuffle"])

@@ -114,6 +114,22 @@ def test_nine_products_equal_convolution_over_nearest(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_nine_products_with_differences_as_factors(size):
+    """No factor is larger than the values are, and per axis a, b, c are sums of one or two."""
+    x, weight = random(2, 5, *size), random(4, 5, 3, 3)
+    factors, kernels = fold.cell_factors(x), fold.cell_differences(weight)
+    assert factors.abs().max() <= x.abs().max()
+    products = torch.einsum("pbihw,pio->phwbo", factors, kernels).unflatten(0, (3, 3))
+    used = ((0, 1), (0,), (0, 2))
+    values = torch.stack(
+        [sum(products[i, j] for i in row for j in column) for row in used for column in used]
+    )
+    # [3, 3, h, w, B, O] -> [B, 3h, 3w, O]
+    values = values.unflatten(0, (3, 3)).permute(4, 2, 0, 3, 1, 5).flatten(3, 4).flatten(1, 2)
+    assert_equal(values, cells(x, weight, torch.zeros(4, dtype=x.dtype)))
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_direct_cell_values_equal_convolution_over_nearest(size):
     x, weight, bias, slope = random(2, 5, *size), random(4, 5, 3, 3), random(4), random(1)
     expected = F.conv2d(F.interpolate(x, scale_factor=4), weight, bias, padding=1)

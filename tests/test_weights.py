@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dssnet_fast.model import FastDSSNet
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.released import released_state
+from dssnet_fast.quantisation import Quantisation, layer_names, step_names
 from networks import CONFIGS, random_network
 
 
@@ -70,6 +72,97 @@ def test_fp16_overflow_is_refused_and_leaves_nothing(folded, tmp_path):
     with pytest.raises(InputError, match=r"too large for fp16 in extract\.head\.bias"):
         weights.save(folded, tmp_path / "h.safetensors", "fp16")
     assert list(tmp_path.iterdir()) == []
+
+
+def quantised(folded):
+    """With a step of its own for everything that has one."""
+    steps = {name: 0.1 + i for i, name in enumerate(step_names(folded.config))}
+    steps |= {name: steps[f"{name[:-1]}1"] for name in steps if name.endswith("expand3")}
+    return replace(folded, quantisation=Quantisation(steps, ("extract.head", "fuse.smooth"), 7))
+
+
+def test_int8_comes_back_with_the_weights(folded, tmp_path):
+    file = tmp_path / "q.safetensors"
+    folded = quantised(folded)
+    weights.save(folded, file, "fp16")
+    back = weights.load(file)
+    assert back.quantisation == folded.quantisation
+    assert back.digest == folded.rounded("fp16").digest
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["format_version"] == "1"
+    assert json.loads(metadata["int8"])["images"] == 7
+
+
+def test_digest_says_what_int8_computes(folded):
+    """Equal digests give equal results, and none has changed by there being int8."""
+    whole = quantised(folded)
+    given = whole.quantisation
+    others = [
+        None,
+        replace(given, exact=("extract.head",)),
+        replace(given, steps={**given.steps, "segment.tail": 0.5}),
+    ]
+    digests = {replace(folded, quantisation=other).digest for other in others}
+    assert len(digests | {whole.digest}) == 4
+    assert whole.digest == replace(folded, quantisation=replace(given, images=8)).digest
+    pretrained = FastDSSNet.pretrained(device="cpu", backend="torch").folded_weights()
+    known = "8155949257d91a0dd89301ddf728e63e336469801809064dac640f607aaaa4ae"
+    assert replace(pretrained, quantisation=None).digest == known
+
+
+def test_damaged_int8_is_named(folded, file):
+    names = step_names(folded.config)
+    steps = dict.fromkeys(names, 0.5)
+    cases = {
+        "int8 metadata is damaged": "{",
+        "int8 metadata is damaged .*exact": json.dumps({"steps": steps, "images": 1}),
+        "int8 metadata is damaged .*list": json.dumps({"steps": [], "exact": [], "images": 1}),
+        r"missing: segment\.tail": {"steps": {n: 0.5 for n in names if n != "segment.tail"}},
+        "unexpected: downsample.0": {"steps": {**steps, "downsample.0": 0.5}},
+        "step fuse.reduce must be positive and finite, got 0.0": {
+            "steps": {**steps, "fuse.reduce": 0.0}
+        },
+        "step fuse.reduce must be positive and finite, got -1.0": {
+            "steps": {**steps, "fuse.reduce": -1.0}
+        },
+        "step fuse.reduce must be positive and finite, got nan": {
+            "steps": {**steps, "fuse.reduce": float("nan")}
+        },
+        "got inf": {"steps": {**steps, "fuse.reduce": float("inf")}},
+        "got 1e-40": {"steps": {**steps, "fuse.reduce": 1e-40}},
+        "blocks.1.expand3 and extract.blocks.1.expand1 read the same": {
+            "steps": {**steps, "extract.blocks.1.expand3": 0.25}
+        },
+        "unknown layers: extract.blocks.2": {"exact": ["extract.head", "extract.blocks.2"]},
+    }
+    for message, int8 in cases.items():
+        if not isinstance(int8, str):
+            int8 = json.dumps({"steps": steps, "exact": [], "images": 1, **int8})
+        weights.save(folded, file)
+        rewrite(file, change_metadata=lambda m, int8=int8: {**m, "int8": int8})
+        with pytest.raises(InputError, match=f"{file}: .*{message}"):
+            weights.load(file)
+
+
+def test_int8_that_does_not_fit_is_not_written(folded, tmp_path):
+    with pytest.raises(InputError, match=r"missing: downsample\.1"):
+        weights.save(replace(folded, quantisation=Quantisation({})), tmp_path / "q.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_int8_has_names_for_all_that_is_convolved(name):
+    """Every convolution in the file has a step and a layer, but for those that need none."""
+    shapes = weights.folded_shapes(CONFIGS[name])
+    convolutions = {key.removesuffix(".weight") for key in shapes if key.endswith(".weight")}
+    convolutions -= {"segment.inner", "segment.outer", "fuse.mix"}
+    blocks = {key.rpartition(".")[0] for key in convolutions if ".blocks." in key}
+    single = {key for key in convolutions if ".blocks." not in key}
+    assert set(layer_names(CONFIGS[name])) == blocks | single | {"segment.tail"}
+    steps = {"fuse.smooth" if "smooth" in key else key for key in step_names(CONFIGS[name])}
+    reads_image = {"downsample.stem", "downsample.0"}
+    assert steps == (convolutions | {"segment.tail"}) - reads_image
 
 
 @pytest.mark.parametrize("name", CONFIGS)
