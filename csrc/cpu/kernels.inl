@@ -3,19 +3,17 @@
 //   struct DotF32, DotBF16, DotI8 {
 //       using Sum, Input;                                      // vectors of `lanes` cells
 //       static constexpr int lanes;                            // divides UNIT
-//       static constexpr int units, widest;                    // units and outputs whose sums fit into registers
+//       static constexpr int units, widest;                    // whose sums fit into registers; widest >= 4, a word of int8
 //       static Sum start(const int32_t* value);                // sums that start from a value, or from 0 if null
 //       static Input load(const uint32_t*);
 //       static Sum dot(Sum, Input, const uint32_t* weights);   // adds the word's channels times those weights
 //       static void store(uint32_t*, Sum);
 //   };
 //
-// Loops over cells are plain: compilers vectorise them. Nothing here may be shared between files that are
+// Nothing here may be shared between files that are
 // compiled for different processors, hence the unnamed namespace and no standard containers.
 
 #include <math.h>
-
-#include <cstring>
 
 namespace {
 
@@ -75,174 +73,166 @@ SumBlock sum_block_of(int outputs) {
     return nullptr;
 }
 
+// --- cells ---------------------------------------------------------------------------------------
+
+// A unit of cells. Compilers make of these whatever vectors there are.
+typedef float Floats __attribute__((vector_size(4 * UNIT)));
+typedef int32_t Ints __attribute__((vector_size(4 * UNIT)));
+typedef uint32_t Words __attribute__((vector_size(4 * UNIT)));
+
+template <class Vector>
+inline Vector load(const void* from) {
+    Vector value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <class Vector>
+inline void store(void* to, const Vector& value) {
+    __builtin_memcpy(to, &value, sizeof value);
+}
+
+inline Floats floats(float value) { return Floats{} + value; }
+inline Words words(uint32_t value) { return Words{} + value; }
+
+// The first `count` cells as they are, the others as in `rest`.
+template <class Vector>
+inline Vector only_first(int count, Vector value, Vector rest) {
+    if (count >= UNIT) return value;
+    Ints cell;
+    for (int i = 0; i < UNIT; ++i) cell[i] = i;
+    return cell < Ints{} + count ? value : rest;
+}
+
 // --- packing -------------------------------------------------------------------------------------
 
-inline uint32_t bits_of(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    return bits;
+// To nearest even.
+inline Words to_bf16(Floats value) {
+    const Words bits = (Words)value;
+    const Words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return value == value ? rounded : words(0x7fc0u);
 }
 
-inline uint32_t to_bf16(float value) {
-    const uint32_t bits = bits_of(value);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return value == value ? rounded : 0x7fc0u;
-}
-
-inline uint32_t to_i8(float value, float inverse_step) {
-    float q = value * inverse_step;
-    q = q < -127.0f ? -127.0f : q;
-    q = q > 127.0f ? 127.0f : q;
+inline Words to_i8(Floats value, float inverse_step) {
+    Floats q = value * inverse_step;
+    q = q > floats(-127) ? q : floats(-127);
+    q = q < floats(127) ? q : floats(127);
     // The sum's last bits are those of the nearest integer.
-    return (bits_of(q + 12582912.0f) + 128) & 0xff;
+    return ((Words)(q + 12582912.0f) + 128u) & 0xffu;
 }
 
-inline void fill(uint32_t* words, uint32_t value, int count) {
-    for (int i = 0; i < count; ++i) words[i] = value;
-}
+// Where packed values of a row go, and what is around them.
+struct Packing {
+    Type type;
+    float inverse_step;
+    uint32_t* row;     // cell 0 of the first group
+    ptrdiff_t stride;  // between groups
+    int channels, cells, units;
+};
 
-// Packs `count` channels of C cells; missing channels of the last word are zero.
-template <int C>
-void pack_words(const float* values, int count, Type type, float inverse_step, uint32_t* words, ptrdiff_t stride) {
-    switch (type) {
-        case Type::f32:
-            for (int n = 0; n < count; ++n) std::memcpy(words + n * stride, values + n * C, C * 4);
-            break;
-        case Type::bf16:
-            for (int n = 0; n < count; n += 2, words += stride) {
-                const float* low = values + n * C;
-                if (n + 1 < count) {
-                    for (int i = 0; i < C; ++i) words[i] = to_bf16(low[i]) | to_bf16(low[C + i]) << 16;
-                } else {
-                    for (int i = 0; i < C; ++i) words[i] = to_bf16(low[i]);
-                }
-            }
-            break;
-        case Type::i8:
-            for (int n = 0; n < count; n += 4, words += stride) {
-                uint32_t word[C];
-                for (int i = 0; i < C; ++i) word[i] = to_i8(values[n * C + i], inverse_step);
+// A unit of channels [first, first + count): first is the first of a word.
+inline void pack(const Floats* values, int first, int count, int unit, const Packing& to) {
+    const int begin = unit * UNIT, left = to.cells - begin;
+    const Words zero = words(zero_word(to.type));
+    uint32_t* run = to.row + first / channels_per_word(to.type) * to.stride + begin;
+    for (int n = 0; n < count; n += channels_per_word(to.type), run += to.stride) {
+        Words word;
+        switch (to.type) {
+            case Type::f32: word = (Words)values[n]; break;
+            case Type::bf16:
+                word = to_bf16(values[n]);
+                if (n + 1 < count) word |= to_bf16(values[n + 1]) << 16;
+                break;
+            default:
+                word = to_i8(values[n], to.inverse_step);
                 for (int k = 1; k < 4; ++k) {
-                    const float* channel = values + (n + k) * C;
-                    if (n + k < count) {
-                        for (int i = 0; i < C; ++i) word[i] |= to_i8(channel[i], inverse_step) << (8 * k);
-                    } else {
-                        for (int i = 0; i < C; ++i) word[i] |= 128u << (8 * k);
-                    }
+                    word |= (n + k < count ? to_i8(values[n + k], to.inverse_step) : words(128u)) << (8 * k);
                 }
-                std::memcpy(words, word, C * 4);
-            }
-            break;
-    }
-}
-
-// What lies around packed cells: zeros before the first, beyond the last, and after the last group.
-template <int C>
-void pack_surroundings(uint32_t* words, ptrdiff_t stride, int groups, Type type, int cell, int cells, bool is_last_unit,
-                       bool is_last_group) {
-    const uint32_t zero = zero_word(type);
-    for (int group = 0; group < groups; ++group) {
-        uint32_t* run = words + group * stride;
-        if (cell == 0) fill(run - PAD, zero, PAD);
-        for (int i = cells - cell; i < C; ++i) {
-            if (i >= 0) run[i] = zero;
         }
-        if (is_last_unit && is_last_group && group == groups - 1) fill(run + C, zero, PAD);
+        store(run, only_first(left, word, zero));
+        // Zeros before the first cell and after the last of the last group.
+        if (unit == 0) store(run - PAD, zero);
+        if (unit == to.units - 1 && first + n + channels_per_word(to.type) >= to.channels) store(run + UNIT, zero);
     }
-}
-
-template <int C>
-void pack(const float* values, int first, int count, int cell, int units, int outputs, int cells, Type type,
-          float inverse_step, uint32_t* packed, ptrdiff_t stride) {
-    uint32_t* words = packed + first / channels_per_word(type) * stride + cell;
-    pack_words<C>(values, count, type, inverse_step, words, stride);
-    pack_surroundings<C>(words, stride, words_for(count, type), type, cell, cells, cell + C == units * UNIT,
-                         first + count == outputs);
 }
 
 // --- what happens to sums ------------------------------------------------------------------------
 
-template <int C>
-void activate(float* values, float slope) {
-    for (int i = 0; i < C; ++i) values[i] = values[i] > 0 ? values[i] : values[i] * slope;
-}
+inline Floats activate(Floats value, float slope) { return value > Floats{} ? value : value * slope; }
 
-// Outputs [first, first + count) for C cells from `cell` on.
-template <int C, bool integers>
-void finish_block(const uint32_t* sums, ptrdiff_t sum_stride, int first, int count, int cell, int units, const Finish& f) {
-    alignas(64) float values[WIDEST_BLOCK * C];
+// Outputs [first, first + count) of a unit, from sums `stride` words apart.
+template <bool integers>
+void finish_unit(const uint32_t* sums, ptrdiff_t stride, int first, int count, int unit, const Packing& packing,
+                 const Finish& f) {
+    Floats values[WIDEST_BLOCK];
+    const int begin = unit * UNIT, left = f.cells - begin;
     for (int n = 0; n < count; ++n) {
         const int output = first + n;
-        float* value = values + n * C;
-        const uint32_t* sum = sums + n * sum_stride;
-        const float bias = f.bias ? f.bias[output] : 0.0f;
+        Floats value;
         if constexpr (integers) {
-            const float scale = f.scale[output];
-            int32_t whole[C];
-            std::memcpy(whole, sum, C * 4);
-            for (int i = 0; i < C; ++i) value[i] = float(whole[i]) * scale + bias;
+            value = __builtin_convertvector(load<Ints>(sums + n * stride), Floats) * f.scale[output];
         } else {
-            std::memcpy(value, sum, C * 4);
-            for (int i = 0; i < C; ++i) value[i] += bias;
+            value = load<Floats>(sums + n * stride);
         }
-        if (f.addend) {
-            const float* addend = f.addend + output * f.addend_stride + cell;
-            for (int i = 0; i < C; ++i) value[i] += addend[i];
-        }
-        if (f.slope != 1.0f) activate<C>(value, f.slope);
+        if (f.bias) value += f.bias[output];
+        if (f.addend) value += load<Floats>(f.addend + output * f.addend_stride + begin);
+        if (f.slope != 1.0f) value = activate(value, f.slope);
+        values[n] = value;
         if (f.kept) {
-            float* kept = f.kept + output * f.kept_stride + cell;
+            float* kept = f.kept + output * f.kept_stride + begin;
             if (f.maximum) {
-                for (int i = 0; i < C; ++i) kept[i] = value[i] > kept[i] ? value[i] : kept[i];
-            } else {
-                std::memcpy(kept, value, C * 4);
+                const Floats other = load<Floats>(kept);
+                value = value > other ? value : other;
             }
-            for (int i = f.cells - cell; i < C; ++i) {
-                if (i >= 0) kept[i] = 0;
-            }
+            store(kept, only_first(left, value, Floats{}));
         }
     }
-    if (f.packed) {
-        pack<C>(values, first, count, cell, units, f.outputs, f.cells, f.packed_type, f.inverse_step, f.packed,
-                f.packed_stride);
+    if (f.packed) pack(values, first, count, unit, packing);
+}
+
+inline Packing packing_of(const Finish& f, int units) {
+    return {f.packed_type, f.inverse_step, f.packed, f.packed_stride, f.outputs, f.cells, units};
+}
+
+template <class Dot, int U, bool integers>
+void convolve_units(const Window& window, const uint32_t* weights, const int32_t* start, int first, int count, int unit,
+                    const Packing& packing, const Finish& finish) {
+    alignas(64) uint32_t sums[WIDEST_BLOCK * U * UNIT];
+    sum_block_of<Dot, U>(count)(window, unit * UNIT, weights, start, sums);
+    for (int u = 0; u < U; ++u) {
+        finish_unit<integers>(sums + u * UNIT, U * UNIT, first, count, unit + u, packing, finish);
     }
 }
 
 template <class Dot, bool integers>
 void convolve(const Window& window, const Weights& weights, int first_block, int last_block, int units, const Finish& finish) {
-    alignas(64) uint32_t sums[WIDEST_BLOCK * 2 * UNIT];
-    int first = 0;
-    const uint32_t* words = weights.words;
-    for (int block = 0; block < last_block; ++block) {
+    const Packing packing = packing_of(finish, units);
+    const uint32_t* block_weights = weights.words;
+    for (int block = 0, first = 0; block < last_block; ++block) {
         const int count = weights.block_sizes[block];
         if (block >= first_block) {
             const int32_t* start = weights.start ? weights.start + first : nullptr;
             int unit = 0;
-            if constexpr (Dot::units == 2) {
-                const SumBlock two = sum_block_of<Dot, 2>(count);
-                for (; unit + 2 <= units; unit += 2) {
-                    two(window, unit * UNIT, words, start, sums);
-                    finish_block<2 * UNIT, integers>(sums, 2 * UNIT, first, count, unit * UNIT, units, finish);
-                }
+            for (; unit + Dot::units <= units; unit += Dot::units) {
+                convolve_units<Dot, Dot::units, integers>(window, block_weights, start, first, count, unit, packing, finish);
             }
-            const SumBlock one = sum_block_of<Dot, 1>(count);
             for (; unit < units; ++unit) {
-                one(window, unit * UNIT, words, start, sums);
-                finish_block<UNIT, integers>(sums, UNIT, first, count, unit * UNIT, units, finish);
+                convolve_units<Dot, 1, integers>(window, block_weights, start, first, count, unit, packing, finish);
             }
         }
-        words += count * weights.words_per_output;
+        block_weights += count * weights.words_per_output;
         first += count;
     }
 }
 
 void finish(const float* sums, ptrdiff_t stride, int units, const Finish& f) {
     constexpr int TOGETHER = 12;  // whole words of every type
+    const Packing packing = packing_of(f, units);
     for (int first = 0; first < f.outputs; first += TOGETHER) {
         const int count = f.outputs - first < TOGETHER ? f.outputs - first : TOGETHER;
         for (int unit = 0; unit < units; ++unit) {
             const auto* block = reinterpret_cast<const uint32_t*>(sums + first * stride + unit * UNIT);
-            finish_block<UNIT, false>(block, stride, first, count, unit * UNIT, units, f);
+            finish_unit<false>(block, stride, first, count, unit, packing, f);
         }
     }
 }
@@ -294,17 +284,18 @@ void winograd_output(const float* parts, size_t plane, size_t words, float* cons
 // `value(pixel, channel)` is normalised.
 template <class Value>
 void image_row(int channels, int cells, Type type, uint32_t* row, ptrdiff_t stride, Value value) {
-    const int groups = words_for(channels, type), units = (cells + UNIT - 1) / UNIT;
-    for (int phase = 0; phase < PHASES; ++phase, row += groups * stride) {
+    const int units = (cells + UNIT - 1) / UNIT;
+    Packing packing = {type, 128.0f, row, stride, channels, cells, units};
+    for (int phase = 0; phase < PHASES; ++phase, packing.row += words_for(channels, type) * stride) {
         for (int unit = 0; unit < units; ++unit) {
-            alignas(64) float values[4 * UNIT];
+            Floats values[4];
             for (int channel = 0; channel < channels; ++channel) {
                 for (int i = 0; i < UNIT; ++i) {
                     const int cell = unit * UNIT + i;
-                    values[channel * UNIT + i] = cell < cells ? value(cell * PHASES + phase, channel) : 0.0f;
+                    values[channel][i] = cell < cells ? value(cell * PHASES + phase, channel) : 0.0f;
                 }
             }
-            pack<UNIT>(values, 0, channels, unit * UNIT, units, channels, cells, type, 128.0f, row, stride);
+            pack(values, 0, channels, unit, packing);
         }
     }
 }
@@ -314,13 +305,13 @@ void image_u8(const uint8_t* pixels, int channels, int cells, Type type, uint32_
         // A pixel's bytes are what int8 words hold: value - 128, stored as value.
         const int units = (cells + UNIT - 1) / UNIT;
         for (int phase = 0; phase < PHASES; ++phase, row += stride) {
-            fill(row - PAD, zero_word(type), PAD);
+            store(row - PAD, words(zero_word(type)));
             const uint8_t* pixel = pixels + phase * channels;
             for (int cell = 0; cell < cells; ++cell, pixel += PHASES * channels) {
                 row[cell] = channels == 3 ? pixel[0] | pixel[1] << 8 | pixel[2] << 16 | 0x80000000u
                                           : pixel[0] | 0x80808000u;
             }
-            fill(row + cells, zero_word(type), units * UNIT - cells + PAD);
+            for (int i = cells; i < units * UNIT + PAD; ++i) row[i] = zero_word(type);
         }
         return;
     }
@@ -336,38 +327,49 @@ void image_f32(const float* const* lines, int channels, int cells, Type type, ui
 
 void pool(const float* row, int phases, size_t words, bool maximum, float* result) {
     for (int phase = 0; phase < phases; ++phase, row += 2 * words, result += words) {
-        for (size_t i = 0; i < words; ++i) {
-            const float larger = row[i] > row[words + i] ? row[i] : row[words + i];
-            result[i] = maximum && result[i] > larger ? result[i] : larger;
+        for (size_t i = 0; i < words; i += UNIT) {
+            const Floats left = load<Floats>(row + i), right = load<Floats>(row + words + i);
+            Floats larger = left > right ? left : right;
+            if (maximum) {
+                const Floats other = load<Floats>(result + i);
+                larger = other > larger ? other : larger;
+            }
+            store(result + i, larger);
         }
     }
+}
+
+inline Packing packing_of(const NinePacked& to, int map, int channels, int cells, int units) {
+    return {to.type, to.inverse_steps[map], to.maps[map], to.stride, channels, cells, units};
 }
 
 void factors(const float* before, const float* here, const float* after, int channels, ptrdiff_t stride, int units,
              int cells, const NinePacked& to) {
     constexpr int TOGETHER = 4;  // whole words of every type
+    Packing packings[9];
+    for (int map = 0; map < 9; ++map) packings[map] = packing_of(to, map, channels, cells, units);
     for (int first = 0; first < channels; first += TOGETHER) {
         const int count = channels - first < TOGETHER ? channels - first : TOGETHER;
         for (int unit = 0; unit < units; ++unit) {
-            alignas(64) float values[9][TOGETHER * UNIT];
+            Floats values[9][TOGETHER];
             for (int n = 0; n < count; ++n) {
-                const ptrdiff_t at = (first + n) * stride + unit * UNIT;
-                const float *b = before + at, *h = here + at, *a = after + at;
-                for (int i = 0; i < UNIT; ++i) {
-                    const float left[3] = {h[i - 1], (b[i - 1] - h[i - 1]) * 0.5f, (a[i - 1] - h[i - 1]) * 0.5f};
-                    const float middle[3] = {h[i], (b[i] - h[i]) * 0.5f, (a[i] - h[i]) * 0.5f};
-                    const float right[3] = {h[i + 1], (b[i + 1] - h[i + 1]) * 0.5f, (a[i + 1] - h[i + 1]) * 0.5f};
-                    for (int row = 0; row < 3; ++row) {
-                        values[3 * row][n * UNIT + i] = middle[row];
-                        values[3 * row + 1][n * UNIT + i] = (left[row] - middle[row]) * 0.5f;
-                        values[3 * row + 2][n * UNIT + i] = (right[row] - middle[row]) * 0.5f;
-                    }
+                // At the cell to the left, here, and to the right: the cell, and halves of its differences.
+                Floats column[3][3];
+                for (int k = 0; k < 3; ++k) {
+                    const ptrdiff_t at = (first + n) * stride + unit * UNIT + k - 1;
+                    const Floats middle = load<Floats>(here + at);
+                    column[k][0] = middle;
+                    column[k][1] = (load<Floats>(before + at) - middle) * 0.5f;
+                    column[k][2] = (load<Floats>(after + at) - middle) * 0.5f;
+                }
+                for (int row = 0; row < 3; ++row) {
+                    const Floats middle = column[1][row];
+                    values[3 * row][n] = middle;
+                    values[3 * row + 1][n] = (column[0][row] - middle) * 0.5f;
+                    values[3 * row + 2][n] = (column[2][row] - middle) * 0.5f;
                 }
             }
-            for (int map = 0; map < 9; ++map) {
-                pack<UNIT>(values[map], first, count, unit * UNIT, units, channels, cells, to.type, to.inverse_steps[map],
-                           to.maps[map], to.stride);
-            }
+            for (int map = 0; map < 9; ++map) pack(values[map], first, count, unit, packings[map]);
         }
     }
 }
@@ -375,33 +377,28 @@ void factors(const float* before, const float* here, const float* after, int cha
 void combine(const float* products, int first, int count, int units, int cells, float slope, int outputs,
              const NinePacked& to) {
     const ptrdiff_t stride = units * UNIT, plane = WIDEST_BLOCK * stride;
-    // Per axis: a = here + before, b = here, c = here + after.
-    constexpr int SECOND[3] = {1, -1, 2};
+    Packing packings[9];
+    for (int map = 0; map < 9; ++map) packings[map] = packing_of(to, map, outputs, cells, units);
     for (int unit = 0; unit < units; ++unit) {
-        for (int row = 0; row < 3; ++row) {
-            for (int column = 0; column < 3; ++column) {
-                alignas(64) float values[WIDEST_BLOCK * UNIT];
-                const float* p = products + unit * UNIT;
-                const int r = SECOND[row], c = SECOND[column];
-                for (int n = 0; n < count; ++n, p += stride) {
-                    float* value = values + n * UNIT;
-                    std::memcpy(value, p, UNIT * 4);
-                    if (r >= 0) {
-                        for (int i = 0; i < UNIT; ++i) value[i] += p[3 * r * plane + i];
-                    }
-                    if (c >= 0) {
-                        for (int i = 0; i < UNIT; ++i) value[i] += p[c * plane + i];
-                    }
-                    if (r >= 0 && c >= 0) {
-                        for (int i = 0; i < UNIT; ++i) value[i] += p[(3 * r + c) * plane + i];
-                    }
-                    activate<UNIT>(value, slope);
-                }
-                const int map = 3 * row + column;
-                pack<UNIT>(values, first, count, unit * UNIT, units, outputs, cells, to.type, to.inverse_steps[map],
-                           to.maps[map], to.stride);
+        Floats values[9][WIDEST_BLOCK];
+        for (int n = 0; n < count; ++n) {
+            const float* product = products + n * stride + unit * UNIT;
+            // Per axis: a = here + before, b = here, c = here + after. Columns first.
+            Floats row[3][3];
+            for (int r = 0; r < 3; ++r) {
+                const float* line = product + 3 * r * plane;
+                const Floats here = load<Floats>(line);
+                row[r][0] = here + load<Floats>(line + plane);
+                row[r][1] = here;
+                row[r][2] = here + load<Floats>(line + 2 * plane);
+            }
+            for (int c = 0; c < 3; ++c) {
+                values[c][n] = activate(row[0][c] + row[1][c], slope);
+                values[3 + c][n] = activate(row[0][c], slope);
+                values[6 + c][n] = activate(row[0][c] + row[2][c], slope);
             }
         }
+        for (int map = 0; map < 9; ++map) pack(values[map], first, count, unit, packings[map]);
     }
 }
 
@@ -413,24 +410,21 @@ const float* logits_of(const float* logits, int phase, ptrdiff_t pair_stride, pt
 
 void labels(const float* logits, ptrdiff_t pair_stride, ptrdiff_t class_stride, int classes, int cells, uint8_t* row) {
     for (int cell = 0; cell < cells; cell += UNIT) {
-        alignas(64) uint32_t words[2][UNIT] = {};
+        Words packed[2] = {};
         for (int phase = 0; phase < PHASES; ++phase) {
-            alignas(64) float best[UNIT];
-            alignas(64) uint32_t label[UNIT] = {};
             const float* logit = logits_of(logits, phase, pair_stride, class_stride, classes) + cell;
-            std::memcpy(best, logit, sizeof best);
+            Floats best = load<Floats>(logit);
+            Words label = {};
             for (int c = 1; c < classes; ++c) {
-                logit += class_stride;
-                for (int i = 0; i < UNIT; ++i) {
-                    label[i] = logit[i] > best[i] ? uint32_t(c) : label[i];
-                    best[i] = logit[i] > best[i] ? logit[i] : best[i];
-                }
+                const Floats other = load<Floats>(logit + c * class_stride);
+                label = other > best ? words(c) : label;
+                best = other > best ? other : best;
             }
-            for (int i = 0; i < UNIT; ++i) words[phase / 4][i] |= label[i] << (8 * (phase % 4));
+            packed[phase / 4] |= label << (8 * (phase % 4));
         }
         for (int i = 0; i < UNIT && cell + i < cells; ++i) {
-            std::memcpy(row + (cell + i) * PHASES, &words[0][i], 4);
-            std::memcpy(row + (cell + i) * PHASES + 4, &words[1][i], 4);
+            const uint32_t pair[2] = {packed[0][i], packed[1][i]};
+            __builtin_memcpy(row + (cell + i) * PHASES, pair, sizeof pair);
         }
     }
 }

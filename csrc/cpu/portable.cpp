@@ -6,9 +6,9 @@ namespace {
 
 using dssnet::cpu::UNIT;
 
-typedef float Floats __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(16)));
-typedef uint32_t Words __attribute__((vector_size(16)));
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef int32_t Ints4 __attribute__((vector_size(16)));
+typedef uint32_t Words4 __attribute__((vector_size(16)));
 
 template <class Vector>
 Vector load_as(const uint32_t* words) {
@@ -29,25 +29,25 @@ float float_of(uint32_t bits) {
 }
 
 struct DotF32 {
-    using Sum = Floats;
-    using Input = Floats;
-    static constexpr int lanes = 4, units = 1, widest = 2;
-    static Sum start(const int32_t*) { return Floats{}; }
-    static Input load(const uint32_t* words) { return load_as<Floats>(words); }
+    using Sum = Floats4;
+    using Input = Floats4;
+    static constexpr int lanes = 4, units = 1, widest = 4;
+    static Sum start(const int32_t*) { return Floats4{}; }
+    static Input load(const uint32_t* words) { return load_as<Floats4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) { return sum + input * float_of(*weight); }
     static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
 };
 
 struct DotBF16 {
-    using Sum = Floats;
+    using Sum = Floats4;
     struct Input {
-        Floats low, high;
+        Floats4 low, high;
     };
-    static constexpr int lanes = 4, units = 1, widest = 2;
-    static Sum start(const int32_t*) { return Floats{}; }
+    static constexpr int lanes = 4, units = 1, widest = 4;
+    static Sum start(const int32_t*) { return Floats4{}; }
     static Input load(const uint32_t* words) {
-        const Words both = load_as<Words>(words);
-        return {Floats(both << 16), Floats(both & 0xffff0000u)};
+        const Words4 both = load_as<Words4>(words);
+        return {Floats4(both << 16), Floats4(both & 0xffff0000u)};
     }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {
         return sum + input.low * float_of(*weight << 16) + input.high * float_of(*weight & 0xffff0000u);
@@ -56,14 +56,14 @@ struct DotBF16 {
 };
 
 struct DotI8 {
-    using Sum = Ints;
-    using Input = Words;
-    static constexpr int lanes = 4, units = 1, widest = 2;
-    static Sum start(const int32_t* value) { return value ? Ints{} + *value : Ints{}; }
-    static Input load(const uint32_t* words) { return load_as<Words>(words); }
+    using Sum = Ints4;
+    using Input = Words4;
+    static constexpr int lanes = 4, units = 1, widest = 4;
+    static Sum start(const int32_t* value) { return value ? Ints4{} + *value : Ints4{}; }
+    static Input load(const uint32_t* words) { return load_as<Words4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {
         for (int shift = 0; shift < 32; shift += 8) {
-            sum += Ints(input >> shift & 0xffu) * int32_t(int8_t(*weight >> shift & 0xff));
+            sum += Ints4(input >> shift & 0xffu) * int32_t(int8_t(*weight >> shift & 0xff));
         }
         return sum;
     }

@@ -28,7 +28,7 @@ NVRTC_OPTIONS = (*NVCC_OPTIONS, "--device-as-default-execution-space")
 
 # Of the CPU's kernels: loops over cells become vectors, and nothing is assumed of numbers that is
 # not so, except that nobody looks at floating-point exceptions.
-CPU_OPTIONS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-Wno-maybe-uninitialized")
+CPU_OPTIONS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-psabi")
 _X86_V4 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _WIDE = (*_X86_V4, "-mprefer-vector-width=512")
 
