@@ -17,6 +17,8 @@ from dssnet_fast.backends.torch_backend import TorchBackend
 from dssnet_fast.quantisation import LARGEST, layer_names, step_names
 from dssnet_fast.weights import FoldedWeights
 
+IMAGE_STEP = 1 / 128
+
 
 def quantise(values: Tensor, step: float | Tensor) -> Tensor:
     """What is left of values in int8: whole numbers from -127 to 127."""
@@ -39,7 +41,9 @@ class Matrix:
             self.scale = (scale * step).view(1, -1, 1, 1)
 
     def __call__(self, x: Tensor, stride: int = 1, padding: int | tuple[int, int] = 0) -> Tensor:
-        if self.step is not None:
+        if self.step == IMAGE_STEP:
+            x = x / IMAGE_STEP  # whole numbers already, -128 among them
+        elif self.step is not None:
             x = quantise(x, self.step)
         y = F.conv2d(x, self.weight, None, stride, padding) * self.scale
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
@@ -79,10 +83,10 @@ class Int8Oracle(TorchBackend):
         return self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
 
     def matrix(self, name: str, weight: Tensor, bias: Tensor | None) -> Matrix:
-        """`name` is that of the step; the image, whose bytes are exact, has 1 / 128."""
+        """`name` is that of the step; what has none reads the image."""
         layer = ".".join(name.split(".")[:3]) if ".blocks." in name else name
         layer = "fuse.smooth" if layer.startswith("fuse.smooth") else layer
-        step = self.given.steps.get(name, 1 / 128)
+        step = self.given.steps.get(name, IMAGE_STEP)
         return Matrix(weight, bias, step if layer in self.layers else None)
 
     # --- downsample ------------------------------------------------------------------------------
