@@ -8,7 +8,7 @@
 namespace dssnet::cpu {
 namespace {
 
-constexpr int PARTS = 6;  // of Winograd's F(4, 3)
+constexpr int PARTS = WinogradParts::COUNT;
 
 // G of Winograd's F(4, 3): parts from the kernel's three rows.
 constexpr double TRANSFORM[PARTS][3] = {{1. / 4, 0, 0},
@@ -65,7 +65,9 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
         throw std::logic_error(operand.name + ": its segments are not its inputs");
     }
     groups_ = int(channels.size()) / per_word;
-    block_sizes_ = split(outputs_, kernels.widest_block[int(input.type)], channels_per_word(result));
+    const int tiles_from = kernels.tiles_from[int(input.type)];
+    tiles_ = tiles_from && groups_ >= tiles_from;
+    block_sizes_ = split(outputs_, tiles_ ? TILE : kernels.widest_block[int(input.type)], channels_per_word(result));
 
     const auto given = [&](int line, int tap, int channel, int output) -> double {
         return operand.weight[((size_t(line) * taps_ + tap) * operand.inputs + channel) * outputs_ + output];
@@ -97,31 +99,46 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
     bias_.assign(outputs_, 0.0f);
     if (operand.bias) std::copy(operand.bias, operand.bias + outputs_, bias_.begin());
 
-    words_per_output_ = size_t(operand.lines) * groups_ * taps_;
+    const auto word = [&](int line, int group, int tap, int output) {
+        uint32_t word = 0;
+        for (int i = 0; i < per_word; ++i) {
+            const double exact = value(line, tap, channels[group * per_word + i], output);
+            switch (input.type) {
+                case Type::f32: word = bits_of(float(exact)); break;
+                case Type::bf16: word |= to_bf16(float(exact)) << (16 * i); break;
+                case Type::i8: {
+                    const int q = int(std::nearbyint(exact / weight_step[output]));
+                    word |= uint32_t(uint8_t(q)) << (8 * i);
+                    start_[output] -= 128 * q;
+                    break;
+                }
+            }
+        }
+        return word;
+    };
     const int lines_of_part = form == Form::winograd ? 1 : lines_;
-    if (form == Form::winograd) words_per_output_ = size_t(groups_) * taps_;
-    words_.reserve(size_t(lines_) * groups_ * taps_ * outputs_);
+    const int step_groups = tile_groups(groups_);
+    words_per_output_ = size_t(lines_of_part) * taps_ * (tiles_ ? tile_steps(groups_) * step_groups : groups_);
+    uint32_t* to = words_.words(words_per_output_ * (lines_ / lines_of_part) * outputs_);
     for (int part = 0; part < lines_ / lines_of_part; ++part) {
-        for (int begin = 0, block = 0; block < int(block_sizes_.size()); begin += block_sizes_[block++]) {
+        for (int begin = 0, block = 0; block < blocks(); begin += block_sizes_[block++]) {
+            const int end = begin + block_sizes_[block];
             for (int line = part; line < part + lines_of_part; ++line) {
-                for (int group = 0; group < groups_; ++group) {
-                    for (int tap = 0; tap < taps_; ++tap) {
-                        for (int output = begin; output < begin + block_sizes_[block]; ++output) {
-                            uint32_t word = 0;
-                            for (int i = 0; i < per_word; ++i) {
-                                const double exact = value(line, tap, channels[group * per_word + i], output);
-                                switch (input.type) {
-                                    case Type::f32: word = bits_of(float(exact)); break;
-                                    case Type::bf16: word |= to_bf16(float(exact)) << (16 * i); break;
-                                    case Type::i8: {
-                                        const int q = int(std::nearbyint(exact / weight_step[output]));
-                                        word |= uint32_t(uint8_t(q)) << (8 * i);
-                                        start_[output] -= 128 * q;
-                                        break;
-                                    }
-                                }
+                if (!tiles_) {
+                    for (int group = 0; group < groups_; ++group) {
+                        for (int tap = 0; tap < taps_; ++tap) {
+                            for (int output = begin; output < end; ++output) *to++ = word(line, group, tap, output);
+                        }
+                    }
+                    continue;
+                }
+                for (int tap = 0; tap < taps_; ++tap) {
+                    for (int met = 0; met < groups_; met = std::min(met + step_groups, groups_)) {
+                        const int first = tile_begin(groups_, step_groups, met / step_groups);
+                        for (int output = begin; output < end; ++output) {
+                            for (int group = first; group < first + step_groups; ++group) {
+                                *to++ = group < met ? 0 : word(line, group, tap, output);
                             }
-                            words_.push_back(word);
                         }
                     }
                 }
@@ -130,9 +147,10 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
     }
 }
 
-Weights Convolution::weights(int part) const {
+Weights Convolution::weights() const {
     Weights found;
-    found.words = words_.data() + part * words_per_output_ * outputs_;
+    found.words = words_.data();
+    found.tiles = tiles_;
     found.start = start_.empty() ? nullptr : start_.data();
     found.block_sizes = block_sizes_.data();
     found.block_count = blocks();
@@ -149,17 +167,22 @@ Finish Convolution::complete(Finish finish) const {
 
 void Convolution::row(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
                       const Finish& finish, int first_block, int last_block) const {
-    const Window window = {lines, lines_, taps, taps_, groups_, group_stride};
-    kernels_->convolve[int(input_.type)](window, weights(0), first_block, last_block < 0 ? blocks() : last_block, units,
-                                         complete(finish));
+    kernels_->convolve[int(input_.type)](window(lines, taps, group_stride), weights(), first_block,
+                                         last_block < 0 ? blocks() : last_block, units, complete(finish));
 }
 
-void Convolution::winograd_part(int part, const uint32_t* line, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
-                                float* sums, ptrdiff_t stride) const {
-    const Window window = {&line, 1, taps, taps_, groups_, group_stride};
-    Finish finish;
-    finish.kept = sums, finish.kept_stride = stride, finish.outputs = outputs_, finish.cells = units * UNIT;
-    kernels_->convolve[int(Type::f32)](window, weights(part), 0, blocks(), units, finish);
+void Convolution::winograd_rows(const uint32_t* const* parts, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
+                                Finish* rows, int row_count) const {
+    for (int row = 0; row < row_count; ++row) rows[row] = complete(rows[row]);
+    Window window = this->window(parts, taps, group_stride);
+    window.line_count = 1;
+    kernels_->winograd(window, weights(), units, rows, row_count);
+}
+
+void Convolution::pooled_row(const uint32_t* const* lines, const ptrdiff_t* taps, const Convolution& pooled,
+                             const Window* four, ptrdiff_t group_stride, int units, const Finish& finish) const {
+    kernels_->convolve_pooled[int(input_.type)](window(lines, taps, group_stride), weights(), four, pooled.weights(),
+                                                pooled.scale_.data(), units, complete(finish));
 }
 
 Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_words) {
@@ -173,7 +196,7 @@ Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_w
 }
 
 void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
-                   const WinogradScratch& scratch, const std::function<Finish(int row, int phase)>& end) {
+                   const WinogradParts& parts, const std::function<Finish(int row, int phase)>& end) {
     const int units = round_up(cells, UNIT) / UNIT;
     const auto taps_of = [&](int phase) { return taps_around(phase, convolution.taps() / 2, 1, phases, from.phase()); };
     if (convolution.form() == Convolution::Form::direct) {
@@ -187,31 +210,21 @@ void convolve_rows(const Convolution& convolution, const Rows& from, int phases,
         }
         return;
     }
-    const Kernels& kernels = convolution.kernels();
-    const ptrdiff_t width = units * UNIT;
-    const size_t plane = convolution.outputs() * width, part_words = phases * plane;
     for (int row = first; row < first + count; row += 4) {
         const uint32_t* lines[PARTS];
-        // From the pad before the first run on: shifted reads meet transformed zeros.
-        // Rows that only unwanted results read may not be there yet.
+        // From the pad before the first run on: shifted reads meet transformed zeros. Rows that only unwanted results
+        // read may not be there yet.
         for (int i = 0; i < PARTS; ++i) {
             const int index = row + i - 1;
             lines[i] = (index <= first + count ? from.read(index) : from.zero()) - PAD;
         }
-        for (int part = 0; part < PARTS; ++part) {
-            kernels.winograd_input(lines, part, from.row_words(), scratch.input);
-            for (int phase = 0; phase < phases; ++phase) {
-                convolution.winograd_part(part, scratch.input + PAD, taps_of(phase).data(), from.stride(), units,
-                                          scratch.parts + part * part_words + phase * plane, width);
-            }
-        }
+        parts.transform(convolution.kernels(), lines, from.row_words());
+        for (int i = 0; i < PARTS; ++i) lines[i] = parts.part(i) + PAD;
+        const int row_count = std::min(4, first + count - row);
         for (int phase = 0; phase < phases; ++phase) {
-            float* rows[4];
-            for (int i = 0; i < 4; ++i) rows[i] = scratch.rows + i * plane;
-            kernels.winograd_output(scratch.parts + phase * plane, part_words, plane, rows);
-            for (int i = 0; i < std::min(4, first + count - row); ++i) {
-                kernels.finish(rows[i], width, units, convolution.complete(end(row + i, phase)));
-            }
+            Finish rows[4];
+            for (int i = 0; i < row_count; ++i) rows[i] = end(row + i, phase);
+            convolution.winograd_rows(lines, taps_of(phase).data(), from.stride(), units, rows, row_count);
         }
     }
 }

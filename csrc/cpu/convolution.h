@@ -39,7 +39,7 @@ class Convolution {
     const std::vector<int>& block_sizes() const { return block_sizes_; }
     // Rows that are best computed together.
     int rows_together() const { return form_ == Form::winograd ? 4 : 1; }
-    size_t bytes() const { return 4 * words_.size(); }
+    size_t bytes() const { return words_.bytes(); }
 
     // Adds scale, bias and number of outputs to `finish`.
     Finish complete(Finish finish) const;
@@ -48,19 +48,29 @@ class Convolution {
     void row(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride, int units, const Finish& finish,
              int first_block = 0, int last_block = -1) const;
 
-    // A part of Winograd's form for one line of transformed inputs: sums only.
-    void winograd_part(int part, const uint32_t* line, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
-                       float* sums, ptrdiff_t stride) const;
+    // Up to four rows of outputs from the six parts of their inputs. Winograd's form only.
+    void winograd_rows(const uint32_t* const* parts, const ptrdiff_t* taps, ptrdiff_t group_stride, int units, Finish* rows,
+                       int row_count) const;
+
+    // As `row`, plus the largest of what `pooled` gives in four windows of the same map. Direct form only.
+    void pooled_row(const uint32_t* const* lines, const ptrdiff_t* taps, const Convolution& pooled, const Window* four,
+                    ptrdiff_t group_stride, int units, const Finish& finish) const;
+
+    // What a window of this convolution looks like. The pointers must outlive it.
+    Window window(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride) const {
+        return {lines, lines_, taps, taps_, groups_, group_stride};
+    }
 
   private:
-    Weights weights(int part) const;
+    Weights weights() const;
 
     const Kernels* kernels_;
     Format input_;
     Form form_;
     int lines_, taps_, outputs_, groups_;
+    bool tiles_;
     std::vector<int> block_sizes_;
-    std::vector<uint32_t> words_;
+    Memory words_;
     std::vector<int32_t> start_;
     std::vector<float> scale_, bias_;
     size_t words_per_output_;
@@ -72,20 +82,28 @@ using Taps = std::array<ptrdiff_t, 5>;
 
 Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_words);
 
-// Scratch memory of `convolve_rows`.
-struct WinogradScratch {
-    uint32_t* input = nullptr;  // one row of the map that is read
-    float* parts = nullptr;     // [6][phases][outputs][cells]
-    float* rows = nullptr;      // [4][outputs][cells]
+// Six lines of a map as the six parts of Winograd's form: the words from each line's first pad on.
+class WinogradParts {
+  public:
+    static constexpr int COUNT = 6;
 
-    WinogradScratch() = default;
-    // `row_words`: of the widest row that is read; `result_words`: of the largest phases * outputs * cells written.
-    WinogradScratch(Arena& arena, size_t row_words, size_t result_words)
-        : input(arena.take(row_words)), parts(arena.take_floats(6 * result_words)), rows(arena.take_floats(4 * result_words)) {}
+    WinogradParts() = default;
+    // `row_words`: of the widest row that is read.
+    WinogradParts(Arena& arena, size_t row_words) {
+        for (uint32_t*& part : parts_) part = arena.take(row_words);
+    }
+
+    void transform(const Kernels& kernels, const uint32_t* const* lines, size_t row_words) const {
+        for (int part = 0; part < COUNT; ++part) kernels.winograd_input(lines, part, row_words, parts_[part]);
+    }
+    const uint32_t* part(int number) const { return parts_[number]; }
+
+  private:
+    uint32_t* parts_[COUNT] = {};
 };
 
 // A 3x3 convolution of stride 1 for rows [first, first + count) of a map with `phases` columns a cell. `end` tells what happens to the sums of a row and phase.
 void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
-                   const WinogradScratch& scratch, const std::function<Finish(int row, int phase)>& end);
+                   const WinogradParts& parts, const std::function<Finish(int row, int phase)>& end);
 
 }  // namespace dssnet::cpu

@@ -8,7 +8,7 @@ Downsample::Downsample(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
       channels_(operands.sizes.in_channels),
       width_(operands.sizes.width),
-      stem_(operands.convolution(kernels, "downsample.stem", Type::f32)),
+      stem_(operands.convolution(kernels, "downsample.stem", operands.input("downsample.1").type)),
       strided_(operands.convolution(kernels, "downsample.strided", operands.input("downsample.1").type)),
       top_(operands.convolution(kernels, "downsample.strided.top", Type::f32)),
       left_(operands.convolution(kernels, "downsample.strided.left", Type::f32)),
@@ -34,7 +34,7 @@ void Downsample::run(const Image& image, int first, int last, const Rows& x0, fl
     // Each convolution of stride 2 reads rows 2 y - 1 .. 2 y + 1, the composed one 2 y - 2 .. 2 y + 2.
     const Rows pixels = rows(stem_, image.height, 5, PHASES);
     const Rows half = rows(second_, image.height / 2, 3, 4), quarter = rows(third_, image.height / 4, 3, 2);
-    float* const larger = arena.take_floats(plane);           // of the stem under each pixel of a phase at 1/2 resolution
+    float* const border = arena.take_floats(plane);           // what the composed convolution misses there
     float* const edge = arena.take_floats(width_ * UNIT);
     float* const half_row = arena.take_floats(4 * plane);
     float* const half_pooled = arena.take_floats(2 * plane);  // at 1/4 resolution
@@ -63,41 +63,45 @@ void Downsample::run(const Image& image, int first, int last, const Rows& x0, fl
         }
     });
 
+    // Where the composed convolution sees the stem outside the image.
+    const auto add_border = [&](int y, int phase, const uint32_t* const* lines, const Taps& taps) {
+        if (y == 0) {
+            top_.row(lines + 2, taps.data(), pixels.stride(), units, kept(border, width));
+        } else {
+            std::fill_n(border, plane, 0.0f);
+        }
+        const auto add_first_cell = [&](const Convolution& term, const uint32_t* const* lines) {
+            constexpr ptrdiff_t FIRST_COLUMN = 0;
+            Finish finish = kept(edge, UNIT);
+            finish.cells = 1;
+            term.row(lines, &FIRST_COLUMN, pixels.stride(), 1, finish);
+            for (int i = 0; i < width_; ++i) border[i * width] += edge[i * UNIT];
+        };
+        if (phase == 0) add_first_cell(left_, lines);
+        if (phase == 0 && y == 0) add_first_cell(corner_, lines + 2);
+    };
+
     const int first_half = std::max(4 * first - 3, 0);
     Stream make_half(first_half, image.height / 2, 1, [&](int y, int) {
         make_pixels.need(2 * y + 3);
         const uint32_t* lines[6];
         for (int i = 0; i < 5; ++i) lines[i] = pixels.read(2 * y - 2 + i);
         for (int phase = 0; phase < 4; ++phase) {
-            for (int corner = 0; corner < 4; ++corner) {
-                Finish finish = kept(larger, width);
-                finish.maximum = corner > 0;
-                const auto taps = taps_around(2 * phase + corner % 2, 1, 1, PHASES, pixels.phase());
-                stem_.row(lines + 1 + corner / 2, taps.data(), pixels.stride(), units, finish);
-            }
-            // Where the composed convolution sees the stem outside the image.
-            const auto taps = taps_around(phase, 2, 2, PHASES, pixels.phase());
-            if (y == 0) {
-                Finish finish = kept(larger, width);
-                finish.addend = larger, finish.addend_stride = width;
-                top_.row(lines + 2, taps.data(), pixels.stride(), units, finish);
-            }
-            if (phase == 0) {
-                constexpr ptrdiff_t FIRST_COLUMN = 0;
-                Finish finish = kept(edge, UNIT);
-                finish.cells = 1;
-                left_.row(lines, &FIRST_COLUMN, pixels.stride(), 1, finish);
-                for (int i = 0; i < width_; ++i) larger[i * width] += edge[i * UNIT];
-                if (y == 0) {
-                    corner_.row(lines + 2, &FIRST_COLUMN, pixels.stride(), 1, finish);
-                    for (int i = 0; i < width_; ++i) larger[i * width] += edge[i * UNIT];
-                }
-            }
+            const Taps taps = taps_around(phase, 2, 2, PHASES, pixels.phase());
             Finish finish = kept(half_row + phase * plane, width);
-            finish.addend = larger, finish.addend_stride = width;
             finish.packed = half.row(y) + phase * half.phase(), finish.packed_stride = half.stride();
             finish.packed_type = half.format().type, finish.inverse_step = 1 / half.format().step;
-            strided_.row(lines, taps.data(), pixels.stride(), units, finish);
+            if (y == 0 || phase == 0) {
+                add_border(y, phase, lines, taps);
+                finish.addend = border, finish.addend_stride = width;
+            }
+            Window stems[4];
+            Taps stem_taps[2];
+            for (int i = 0; i < 2; ++i) stem_taps[i] = taps_around(2 * phase + i, 1, 1, PHASES, pixels.phase());
+            for (int i = 0; i < 4; ++i) {
+                stems[i] = stem_.window(lines + 1 + i / 2, stem_taps[i % 2].data(), pixels.stride());
+            }
+            strided_.pooled_row(lines, taps.data(), stem_, stems, pixels.stride(), units, finish);
         }
         // An odd first row is there only for the convolution.
         if (y % 2 == 0 || y > first_half) kernels_.pool(half_row, 2, plane, y % 2, half_pooled);

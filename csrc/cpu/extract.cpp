@@ -25,7 +25,7 @@ int Extract::Layer::rows_together() const {
 // Rings between the layers of a block, and what convolutions need; made anew for each block in the same memory.
 struct Extract::Scratch {
     uint32_t* rings;
-    WinogradScratch winograd;
+    WinogradParts winograd;
 };
 
 Extract::Extract(const Kernels& kernels, const Operands& operands)
@@ -93,7 +93,6 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
                   const uint32_t* const* zeros, Arena& arena) const {
     const ptrdiff_t width = round_up(cells, UNIT);
     size_t ring_words = 0, row_words = Rows::words_of_row(1, head_.groups(), cells);
-    int outputs = head_.outputs();
     for (const Block& block : blocks_) {
         size_t words = 0;
         for (size_t i = 0; i < block.layers.size(); ++i) {
@@ -101,15 +100,13 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
             const size_t row = Rows::words_of_row(1, reader.groups(), cells);
             if (i + 1 < block.layers.size()) words += row * std::min(reader.rows_together() + 2, height);
             row_words = std::max(row_words, row);
-            for (const Convolution& part : block.layers[i].parts) outputs = std::max(outputs, part.outputs());
         }
         row_words = std::max(row_words, Rows::words_of_row(1, block.first().groups(), cells));
-        outputs = std::max(outputs, block.last.outputs());
         ring_words = std::max(ring_words, words);
     }
     Scratch scratch;
     scratch.rings = arena.take(ring_words);
-    if (together_ > 1) scratch.winograd = WinogradScratch(arena, row_words, size_t(outputs) * width);
+    if (together_ > 1) scratch.winograd = WinogradParts(arena, row_words);
     if (!arena.has_memory()) return;
 
     const auto [first, last] = member.share(height, together_);

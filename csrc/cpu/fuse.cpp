@@ -45,6 +45,12 @@ Fuse::Fuse(const Kernels& kernels, const Operands& operands)
         smooth_.push_back(operands.convolution(kernels, numbered("fuse.smooth", product), values));
         factor_steps_.push_back(1 / smooth_.back().input().step);
     }
+    if (operands.winograd && values == Type::f32) {
+        for (int column = 0; column < PIXELS; ++column) {
+            reduce_.push_back(operands.fastest(kernels, numbered("fuse.reduce.column", column), y));
+        }
+        return;
+    }
     for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
         reduce_.push_back(operands.convolution(kernels, numbered("fuse.reduce", pixel), y));
     }
@@ -69,7 +75,8 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
       cells_(cells),
       units_(round_up(cells, UNIT) / UNIT),
       width_(units_ * UNIT),
-      y_row_(arena.take_floats(map ? PIXELS * fuse.sizes_.y * width_ : 0)),
+      y_rows_(arena.take_floats(map ? PIXELS * PIXELS * fuse.sizes_.y * width_ : 0)),
+      cells_done_(first / PIXELS),
       run_(run_words(cells)),
       lower_(0, 0, 1, nullptr),
       upper_(0, 0, 1, nullptr) {
@@ -84,8 +91,7 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
         // Made in whole cells, so up to three rows early.
         shuffled_ = rows(smooth, half, smooth.rows_together() + 2 + 3, PIXELS);
         smooth_ = rows(reduce, half, reduce.rows_together() + 2, PIXELS);
-        const size_t row_words = std::max(shuffled_.row_words(), smooth_.row_words());
-        winograd_ = WinogradScratch(arena, row_words, size_t(PIXELS) * std::max(fused, fuse.sizes_.y) * width_);
+        winograd_ = WinogradParts(arena, std::max(shuffled_.row_words(), smooth_.row_words()));
         const int begin = std::max(first - 2, 0);
         // Whole rows of cells: a pixel's convolutions read the same features.
         lower_ = Stream(begin / PIXELS, height, 1, [this](int row, int) { mix_row(row); });
@@ -108,6 +114,8 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
     products_ = arena.take_floats(size_t(NINE) * WIDEST_BLOCK * width_);
     factors_ = rows(smooth, 1, 1, NINE);
     values_ = rows(reduce, height, 3, NINE);
+    // Of a cell's three columns of values.
+    if (fuse.by_columns()) winograd_ = WinogradParts(arena, 3 * values_.phase() + 2 * PAD);
     if (!arena.has_memory()) return;
     std::memset(mixed_rows_, 0, 3 * mixed_words * sizeof(float));
     std::memset(zero_row_, 0, mixed_words * sizeof(float));
@@ -174,16 +182,45 @@ Finish Fuse::Run::y_ending(int row, int phase) {
     finish.slope = fuse_.reduce_slope_, finish.cells = cells_;
     finish.packed = y_.row(row) + phase * y_.phase(), finish.packed_stride = y_.stride();
     finish.packed_type = y_.format().type, finish.inverse_step = 1 / y_.format().step;
-    if (map_) finish.kept = y_row_ + phase * fuse_.sizes_.y * width_, finish.kept_stride = width_;
+    const int channels = fuse_.sizes_.y;
+    if (map_) finish.kept = y_rows_ + (row % PIXELS * PIXELS + phase) * channels * width_, finish.kept_stride = width_;
     return finish;
 }
 
 void Fuse::Run::export_y(int row) {
     const int channels = fuse_.sizes_.y;
-    if (map_) export_row(y_row_, PIXELS, channels, cells_, width_, map_ + size_t(row) * PIXELS * cells_ * channels);
+    if (!map_) return;
+    const float* floats = y_rows_ + row % PIXELS * PIXELS * channels * width_;
+    export_row(floats, PIXELS, channels, cells_, width_, map_ + size_t(row) * PIXELS * cells_ * channels);
+}
+
+// All four rows of y of a row of cells.
+void Fuse::Run::y_cells(int row) {
+    upper_.need(row + 2);
+    // The up-sampled map's rows around the cell: c of the cell before, a, b, b, c, a of the cell after.
+    constexpr int CELL[WinogradParts::COUNT] = {-1, 0, 0, 0, 0, 1}, VALUE[WinogradParts::COUNT] = {2, 0, 1, 1, 2, 0};
+    const uint32_t* lines[WinogradParts::COUNT];
+    for (int i = 0; i < WinogradParts::COUNT; ++i) {
+        lines[i] = values_.read(row + CELL[i]) + 3 * VALUE[i] * values_.phase() - PAD;
+    }
+    winograd_.transform(fuse_.kernels_, lines, 3 * values_.phase() + 2 * PAD);
+    for (int i = 0; i < WinogradParts::COUNT; ++i) lines[i] = winograd_.part(i) + PAD;
+    for (int phase = 0; phase < PIXELS; ++phase) {
+        const Values& across = VALUES[phase];
+        ptrdiff_t taps[3];
+        for (int i = 0; i < across.count; ++i) taps[i] = across.value[i] * values_.phase() + across.cell[i];
+        Finish rows[PIXELS];
+        for (int i = 0; i < PIXELS; ++i) rows[i] = y_ending(PIXELS * row + i, phase);
+        fuse_.reduce_[phase].winograd_rows(lines, taps, values_.stride(), units_, rows, PIXELS);
+    }
+    for (int i = 0; i < PIXELS; ++i) export_y(PIXELS * row + i);
 }
 
 void Fuse::Run::make(int first, int count) {
+    if (fuse_.by_columns()) {
+        for (; PIXELS * cells_done_ < first + count; ++cells_done_) y_cells(cells_done_);
+        return;
+    }
     if (fuse_.sizes_.learned_upsampling) {
         // One row at a time where somebody wants it as floats.
         const int together = map_ ? 1 : count;

@@ -20,6 +20,8 @@ class Fuse {
     // Of shallow and deep features.
     Format input() const { return mix_.front().input(); }
     size_t zero_words(int cells) const;
+    // Rows of y that may be made before they are asked for.
+    int rows_early() const { return by_columns() ? 3 : 0; }
 
     // Makes rows of y for one member of a team.
     class Run {
@@ -36,7 +38,7 @@ class Fuse {
       private:
         void mix_row(int row);
         void values_row(int row);
-        void shuffled_rows(int first, int count);
+        void y_cells(int row);
         Finish y_ending(int row, int phase);
         void export_y(int row);
 
@@ -45,7 +47,8 @@ class Fuse {
         float* map_;
         const int cells_, units_;
         const ptrdiff_t width_;
-        float* y_row_;  // [phase][channel][cells], where a map is asked for
+        float* y_rows_;  // [pixel row of a cell][phase][channel][cells], where a map is asked for
+        int cells_done_;  // rows of cells whose rows of y are there, where they are made together
 
         // Nearest: the mixed map as floats with pads, its factors, their products, the cell's values.
         ptrdiff_t run_;
@@ -54,20 +57,26 @@ class Fuse {
 
         // Learned: the up-sampled map before and after the smoothing convolution.
         Rows shuffled_, smooth_;
-        WinogradScratch winograd_;
+        WinogradParts winograd_;
 
         Stream lower_, upper_;  // nearest: mixed, values; learned: shuffled, smooth
         float* mixed_row(int row) const;
     };
 
   private:
+    // Whether a cell's four rows of y are made together, in Winograd's form.
+    bool by_columns() const {
+        return !sizes_.learned_upsampling && reduce_.front().form() == Convolution::Form::winograd;
+    }
+
     const Kernels& kernels_;
     Sizes sizes_;
     float mix_slope_, smooth_slope_, reduce_slope_;
     std::vector<Convolution> mix_;     // one; with learned up-sampling one for each of a cell's pixels
     std::vector<Convolution> smooth_;  // nine products, the first with the bias; with learned up-sampling one convolution
     std::vector<float> factor_steps_;  // inverse, of int8
-    std::vector<Convolution> reduce_;  // one for each of a cell's pixels; with learned up-sampling one
+    // One for each of a cell's pixels, or in Winograd's form for each of its columns; with learned up-sampling one.
+    std::vector<Convolution> reduce_;
 };
 
 }  // namespace dssnet::cpu

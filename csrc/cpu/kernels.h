@@ -20,6 +20,8 @@ constexpr int PAD = 16;          // words before and after each run of cells: on
 constexpr int WIDEST_BLOCK = 16; // outputs that any instruction set computes together, at most
 constexpr int PHASES = 8;        // columns of an image in a cell
 
+constexpr int TILE = 16;         // words in a row of a tile, and rows of it, at most
+
 enum class Type { f32, bf16, i8 };
 constexpr int TYPES = 3;
 
@@ -36,6 +38,14 @@ static constexpr int words_for(int channels, Type type) {
     return (channels + channels_per_word(type) - 1) / channels_per_word(type);
 }
 
+// Kernels that multiply tiles take groups in equal steps of at most TILE. Where these do not add up, the last step begins
+// early, and weights that were met before are zero: nothing beyond the last group is read.
+static constexpr int tile_steps(int groups) { return (groups + TILE - 1) / TILE; }
+static constexpr int tile_groups(int groups) { return (groups + tile_steps(groups) - 1) / tile_steps(groups); }
+static constexpr int tile_begin(int groups, int step_groups, int step) {
+    return (step + 1) * step_groups <= groups ? step * step_groups : groups - step_groups;
+}
+
 // What a convolution reads for one row of outputs: lines times taps words for each group and cell.
 struct Window {
     const uint32_t* const* lines;  // cell 0 of group 0
@@ -48,11 +58,12 @@ struct Window {
 
 // Packed weights; see `Convolution`.
 struct Weights {
-    const uint32_t* words;    // [block][line][group][tap][output of the block]
+    const uint32_t* words;    // [block][line][group][tap][output of the block], or in tiles
+    bool tiles;               // [block][line][tap][step][output of the block][group of the step]
     const int32_t* start;     // int8: what sums start from, for inputs are 128 too large; else null
     const int* block_sizes;   // outputs of each block
     int block_count;
-    size_t words_per_output;  // lines * groups * taps
+    size_t words_per_output;  // lines * groups * taps, of one part in Winograd's form; in tiles as many groups as all steps
 };
 
 // What happens to sums: scale, bias, addend, PReLU; then they are kept, packed, or both.
@@ -86,7 +97,8 @@ struct Kernels {
     const char* needs;  // what a processor must have, for messages
     bool fast_bf16;     // bf16 has instructions of its own: faster than f32
     bool fast_i8;
-    int widest_block[TYPES];  // outputs of a block, at most
+    int widest_block[TYPES];  // outputs of a block, at most; TILE in tiles
+    int tiles_from[TYPES];    // groups from which on a convolution's weights are wanted in tiles; 0 is never
 
     // Blocks [first_block, last_block) of a row of outputs, `units` units of cells.
     void (*convolve[TYPES])(const Window&, const Weights&, int first_block, int last_block, int units, const Finish&);
@@ -94,10 +106,15 @@ struct Kernels {
     // The same end for sums that are there already: float [outputs][cells].
     void (*finish)(const float* sums, ptrdiff_t stride, int units, const Finish&);
 
-    // Winograd's F(4, 3) down the columns, float32: map `part` of six, from six lines of `words` words; and
-    // four rows from six parts, `plane` words apart.
+    // Winograd's F(4, 3) down the columns, float32: part `part` of six, from six lines of `words` words; and up to four
+    // rows of outputs from a window of the six parts, whose weights follow each other.
     void (*winograd_input)(const uint32_t* const* lines, int part, size_t words, uint32_t* result);
-    void (*winograd_output)(const float* parts, size_t plane, size_t words, float* const* rows);
+    void (*winograd)(const Window& parts, const Weights&, int units, const Finish* rows, int row_count);
+
+    // A row of outputs plus the largest of what a second convolution gives in four windows, without its bias. Both have
+    // the same blocks.
+    void (*convolve_pooled[TYPES])(const Window&, const Weights&, const Window* four, const Weights& pooled,
+                                   const float* pooled_scale, int units, const Finish&);
 
     // A row of the image, 8 * cells pixels, as words of `type`: uint8 [pixels][channels], or normalised float
     // [channels] lines of pixels. `row` is cell 0 of phase 0.

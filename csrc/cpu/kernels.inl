@@ -15,6 +15,8 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 namespace {
 
 using namespace dssnet::cpu;
@@ -225,6 +227,61 @@ void convolve(const Window& window, const Weights& weights, int first_block, int
     }
 }
 
+template <class Dot, int U, bool integers>
+void pooled_units(const Window& window, const uint32_t* weights, const int32_t* start, const Window* four,
+                  const uint32_t* pooled_weights, const int32_t* pooled_start, const float* pooled_scale, int first,
+                  int count, int unit, const Packing& packing, const Finish& finish) {
+    using Sums = std::conditional_t<integers, Ints, Floats>;
+    alignas(64) uint32_t sums[WIDEST_BLOCK * U * UNIT], largest[WIDEST_BLOCK * U * UNIT];
+    const SumBlock sum = sum_block_of<Dot, U>(count);
+    sum(four[0], unit * UNIT, pooled_weights, pooled_start, largest);
+    for (int corner = 1; corner < 4; ++corner) {
+        sum(four[corner], unit * UNIT, pooled_weights, pooled_start, sums);
+        for (int i = 0; i < count * U * UNIT; i += UNIT) {
+            const Sums one = load<Sums>(sums + i), other = load<Sums>(largest + i);
+            store(largest + i, one > other ? one : other);
+        }
+    }
+    sum(window, unit * UNIT, weights, start, sums);
+    for (int n = 0; n < count; ++n) {
+        for (int u = 0; u < U; ++u) {
+            uint32_t* at = sums + (n * U + u) * UNIT;
+            if constexpr (integers) {
+                const Floats one = __builtin_convertvector(load<Ints>(at), Floats) * finish.scale[first + n];
+                const Floats other = __builtin_convertvector(load<Ints>(largest + (n * U + u) * UNIT), Floats);
+                store(at, one + other * pooled_scale[first + n]);
+            } else {
+                store(at, load<Floats>(at) + load<Floats>(largest + (n * U + u) * UNIT));
+            }
+        }
+    }
+    for (int u = 0; u < U; ++u) finish_unit<false>(sums + u * UNIT, U * UNIT, first, count, unit + u, packing, finish);
+}
+
+template <class Dot, bool integers>
+void convolve_pooled(const Window& window, const Weights& weights, const Window* four, const Weights& pooled,
+                     const float* pooled_scale, int units, const Finish& finish) {
+    const Packing packing = packing_of(finish, units);
+    const uint32_t *block_weights = weights.words, *pooled_weights = pooled.words;
+    for (int block = 0, first = 0; block < weights.block_count; ++block) {
+        const int count = weights.block_sizes[block];
+        const int32_t* start = weights.start ? weights.start + first : nullptr;
+        const int32_t* pooled_start = pooled.start ? pooled.start + first : nullptr;
+        int unit = 0;
+        for (; unit + Dot::units <= units; unit += Dot::units) {
+            pooled_units<Dot, Dot::units, integers>(window, block_weights, start, four, pooled_weights, pooled_start,
+                                                    pooled_scale, first, count, unit, packing, finish);
+        }
+        for (; unit < units; ++unit) {
+            pooled_units<Dot, 1, integers>(window, block_weights, start, four, pooled_weights, pooled_start, pooled_scale,
+                                           first, count, unit, packing, finish);
+        }
+        block_weights += count * weights.words_per_output;
+        pooled_weights += count * pooled.words_per_output;
+        first += count;
+    }
+}
+
 void finish(const float* sums, ptrdiff_t stride, int units, const Finish& f) {
     constexpr int TOGETHER = 12;  // whole words of every type
     const Packing packing = packing_of(f, units);
@@ -266,16 +323,49 @@ void winograd_input(const uint32_t* const* lines, int part, size_t words, uint32
     }
 }
 
-void winograd_output(const float* parts, size_t plane, size_t words, float* const* rows) {
-    float *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-    const float *m0 = parts, *m1 = m0 + plane, *m2 = m1 + plane, *m3 = m2 + plane, *m4 = m3 + plane, *m5 = m4 + plane;
-    for (size_t i = 0; i < words; ++i) {
-        const float even1 = m1[i] + m2[i], odd1 = m1[i] - m2[i], even2 = m3[i] + m4[i], odd2 = m3[i] - m4[i];
-        const float last = m5[i];
-        r0[i] = m0[i] + even1 + even2;
-        r1[i] = odd1 + 2 * odd2;
-        r2[i] = even1 + 4 * even2;
-        r3[i] = odd1 + 8 * odd2 + last;
+template <int U>
+void winograd_units(const Window& parts, const uint32_t* weights, size_t part_words, int first, int count, int unit,
+                    const Packing* packings, const Finish* rows, int row_count) {
+    alignas(64) uint32_t sums[6][WIDEST_BLOCK * U * UNIT];
+    for (int part = 0; part < 6; ++part) {
+        Window window = parts;
+        window.lines += part;
+        sum_block_of<DotF32, U>(count)(window, unit * UNIT, weights + part * part_words, nullptr, sums[part]);
+    }
+    for (int u = 0; u < U; ++u) {
+        Floats results[4][WIDEST_BLOCK];
+        for (int n = 0; n < count; ++n) {
+            Floats m[6];
+            for (int part = 0; part < 6; ++part) m[part] = load<Floats>(sums[part] + (n * U + u) * UNIT);
+            const Floats even1 = m[1] + m[2], odd1 = m[1] - m[2], even2 = m[3] + m[4], odd2 = m[3] - m[4];
+            results[0][n] = m[0] + even1 + even2;
+            results[1][n] = odd1 + 2 * odd2;
+            results[2][n] = even1 + 4 * even2;
+            results[3][n] = odd1 + 8 * odd2 + m[5];
+        }
+        for (int row = 0; row < row_count; ++row) {
+            const auto* row_sums = reinterpret_cast<const uint32_t*>(results[row]);
+            finish_unit<false>(row_sums, UNIT, first, count, unit + u, packings[row], rows[row]);
+        }
+    }
+}
+
+void winograd(const Window& parts, const Weights& weights, int units, const Finish* rows, int row_count) {
+    Packing packings[4];
+    for (int row = 0; row < row_count; ++row) packings[row] = packing_of(rows[row], units);
+    const size_t part_words = weights.words_per_output * rows[0].outputs;
+    const uint32_t* block_weights = weights.words;
+    for (int block = 0, first = 0; block < weights.block_count; ++block) {
+        const int count = weights.block_sizes[block];
+        int unit = 0;
+        for (; unit + DotF32::units <= units; unit += DotF32::units) {
+            winograd_units<DotF32::units>(parts, block_weights, part_words, first, count, unit, packings, rows, row_count);
+        }
+        for (; unit < units; ++unit) {
+            winograd_units<1>(parts, block_weights, part_words, first, count, unit, packings, rows, row_count);
+        }
+        block_weights += count * weights.words_per_output;
+        first += count;
     }
 }
 
@@ -450,10 +540,12 @@ Kernels make_table(const char* name, const char* needs, bool fast_bf16, bool fas
             fast_bf16,
             fast_i8,
             {DotF32::widest, DotBF16::widest, DotI8::widest},
+            {},
             {convolve<DotF32, false>, convolve<DotBF16, false>, convolve<DotI8, true>},
             finish,
             winograd_input,
-            winograd_output,
+            winograd,
+            {convolve_pooled<DotF32, false>, convolve_pooled<DotBF16, false>, convolve_pooled<DotI8, true>},
             image_u8,
             image_f32,
             pool,

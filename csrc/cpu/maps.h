@@ -60,6 +60,7 @@ class Memory {
         }
         return memory_.get();
     }
+    const uint32_t* data() const { return memory_.get(); }
     size_t bytes() const { return size_ * 4; }
 
   private:

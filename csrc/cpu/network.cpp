@@ -154,7 +154,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
 
     Arena arena = scratch;
     const Format y_format = segment_.input();
-    const Rows y(arena, zeros[int(y_format.type)], COLUMNS * height, segment_.rows_kept(), COLUMNS, segment_.input_groups(),
+    const Rows y(arena, zeros[int(y_format.type)], COLUMNS * height, segment_.rows_kept() + fuse_.rows_early(), COLUMNS, segment_.input_groups(),
                  y_format, cells);
     const int first_row = COLUMNS * first, last_row = COLUMNS * last;
     Answer answer;

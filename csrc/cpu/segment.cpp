@@ -36,8 +36,7 @@ void Segment::run(const Rows& y, const std::function<void(int, int)>& make_y, in
     const size_t row_logits = COLUMNS * outputs * width;
     float* const logits = arena.take_floats(together * row_logits);
     float* const edge = arena.take_floats(outputs * UNIT);
-    const WinogradScratch winograd(arena, std::max(y.row_words(), narrow.row_words()),
-                                   size_t(COLUMNS) * std::max(outputs, narrow_.outputs()) * width);
+    const WinogradParts winograd(arena, std::max(y.row_words(), narrow.row_words()));
     if (!arena.has_memory()) return;
 
     Stream y_rows(first_y(first), height, narrow_.rows_together(), make_y);

@@ -208,6 +208,10 @@ def _fuse_nearest(
         for j, columns in enumerate(_PIXEL_TAPS):
             pixel = taps[list(rows)][:, list(columns)]
             found[f"fuse.reduce.{4 * i + j}"] = (pixel, tensors["fuse.reduce.bias"])
+    # The same with the kernel's rows as they are, for Winograd's form down the columns.
+    for j, columns in enumerate(_PIXEL_TAPS):
+        column = taps[:3][:, list(columns)]
+        found[f"fuse.reduce.column.{j}"] = (column, tensors["fuse.reduce.bias"])
     return found
 
 
