@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from int8_oracle import Int8Oracle
 from torch import nn
 
 from dssnet_fast import calibrate, macs, parity, weights
@@ -18,6 +17,7 @@ from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.images import find_images, read_image
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.quantisation import layer_names, step_names
+from int8_oracle import Int8Oracle
 from networks import CONFIGS, EXAMPLES, noise, random_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")

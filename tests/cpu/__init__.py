@@ -1,0 +1,1 @@
+"""The backend cpu: its stages against the reference, its threads, and the C++ under sanitizers."""
