@@ -47,8 +47,8 @@ class BackendUnavailable(InputError):
 class Backend(Protocol):
     """The four stages on packed weights. Maps are channels last; all calls are thread-safe.
 
-    Activations between the stages have the dtype that `PRECISIONS` tells. H and W are multiples of 8. Nothing
-    that is passed in is changed.
+    Activations between the stages have the dtype that `PRECISIONS` tells. H and W are multiples
+    of 8. Nothing that is passed in is changed.
     """
 
     def infer(self, image: Tensor, output: str) -> Tensor:

@@ -17,6 +17,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
     """Why this backend cannot run on `device` in `precision`; None when it can."""
+    if precision not in PRECISIONS:
+        return f"computes in {', '.join(PRECISIONS)}; for {precision} use backend cpu"
     if precision == "fp16" and device.type == "cpu" and not cpu_supports("avx512_fp16"):
         return "fp16 needs a CPU with AVX-512 FP16; use bf16 or fp32"
     return None

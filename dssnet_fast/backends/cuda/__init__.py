@@ -54,7 +54,8 @@ def _why_no_network(device: torch.device, precision: str, config: DSSNetConfig) 
     if config.block != "wneck":
         return f"computes W-NECK blocks; this network has {config.block} blocks: {_INSTEAD}"
     if precision not in PRECISIONS:
-        return f"computes in {' and '.join(PRECISIONS)}; for {precision} {_INSTEAD}"
+        instead = "use backend cpu" if precision == "int8" else _INSTEAD
+        return f"computes in {' and '.join(PRECISIONS)}; for {precision} {instead}"
     from dssnet_fast.backends.cuda.engine import network_of
 
     extension = native.module()

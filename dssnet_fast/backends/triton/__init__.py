@@ -39,6 +39,8 @@ def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str |
         import dssnet_fast.kernels  # noqa: F401
     except ImportError as error:
         return f"needs Triton, which cannot be imported ({error}); pip install triton"
+    if precision not in PRECISIONS:
+        return f"computes in {', '.join(PRECISIONS)}; for {precision} use backend cpu"
     if interpreted:
         return None
     if not torch.cuda.is_available():
