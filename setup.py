@@ -169,19 +169,24 @@ def compile_extension(workers: ThreadPoolExecutor) -> tuple[Path, dict[str, obje
         why = first_error(error) if isinstance(error, Failed) else str(error)
         raise LeftOut(f"{found[0]} cannot compile for Python: {why}") from error
     files = sources.extension_files(CSRC)
-    headers = [path for path in files if path.suffix != ".cpp"]
+    # The CPU's kernels and the rest share nothing, so that a change to one recompiles only that.
+    headers = {
+        is_cpu: [p for p in files if p.suffix != ".cpp" and (p.parent.name == "cpu") == is_cpu]
+        for is_cpu in (False, True)
+    }
     sets, left_out = usable_instruction_sets(compiler)
     defines = [f"-DDSSNET_FAST_{name.upper()}" for name in sets]
     recipe = [*found, *CXX_OPTIONS, version, pybind11.__version__, sys.version]
 
     def compile_one(path: Path) -> tuple[Path, str]:
-        options = list(defines)
+        options = []
         if path.parent.name == "cpu":
-            options += sources.CPU_OPTIONS
+            options += [*defines, *sources.CPU_OPTIONS]
         if (name := sources.instruction_set(path)) is not None:
             options += sources.INSTRUCTION_SETS[name].options
         command = [*compiler, *options, "-c", str(path)]
-        return made(command, [path, *headers], ".o", [*recipe, *options])
+        read = [path, *headers[path.parent.name == "cpu"], CSRC / "bind.h"]
+        return made(command, read, ".o", [*recipe, *options])
 
     units = [
         path
