@@ -115,7 +115,7 @@ void bind_cpu(py::module_& m) {
                 using py::literals::operator""_a;
                 found.push_back(py::dict("name"_a = set.kernels->name, "needs"_a = set.kernels->needs,
                                          "runs_here"_a = set.runs_here, "fast_bf16"_a = set.kernels->fast_bf16,
-                                         "fast_int8"_a = set.kernels->fast_i8));
+                                         "fast_int8"_a = set.kernels->fast_i8, "problem"_a = set.problem));
             }
             return found;
         },

@@ -2,12 +2,15 @@
 
 #include <stdexcept>
 
+#include "self_check.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
-#endif
-#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace dssnet::cpu {
@@ -35,6 +38,9 @@ bool has_bf16() { return has_vnni() && leaf7(1, 0, 5); }
 #if defined(DSSNET_FAST_AMX)
 // The kernel gives the tile registers' memory to processes that ask for it.
 bool has_amx() {
+#if defined(DSSNET_FAST_EMULATE_TILES)
+    return has_bf16();
+#endif
     constexpr int EDX = 3, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     if (!has_bf16() || !leaf7(0, EDX, 22) || !leaf7(0, EDX, 24) || !leaf7(0, EDX, 25)) return false;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
@@ -42,28 +48,44 @@ bool has_amx() {
 #endif
 #endif
 
+#if defined(__aarch64__)
+// Bits of the kernel's, whose names are not in every header.
+bool has_dot() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_neon_bf16() { return has_dot() && getauxval(AT_HWCAP2) >> 14 & 1; }
+#endif
+
 }  // namespace
 
 const std::vector<InstructionSet>& instruction_sets() {
     static const std::vector<InstructionSet> found = [] {
-        std::vector<InstructionSet> sets = {{portable_kernels(), true}};
+        std::vector<InstructionSet> sets = {{portable_kernels(), true, ""}};
+        const auto add = [&](const Kernels* kernels, bool has) {
+            const std::string problem = has ? self_check(*kernels, *portable_kernels()) : "";
+            sets.push_back({kernels, has && problem.empty(), problem});
+        };
 #if defined(DSSNET_FAST_AVX2)
-        sets.push_back({avx2_kernels(), has_avx2()});
+        add(avx2_kernels(), has_avx2());
 #endif
 #if defined(DSSNET_FAST_AVX512)
-        sets.push_back({avx512_kernels(), has_avx512()});
+        add(avx512_kernels(), has_avx512());
 #endif
 #if defined(DSSNET_FAST_AVX512_VNNI)
-        sets.push_back({avx512_vnni_kernels(), has_vnni()});
+        add(avx512_vnni_kernels(), has_vnni());
 #endif
 #if defined(DSSNET_FAST_AVX512_BF16)
-        sets.push_back({avx512_bf16_kernels(), has_bf16()});
+        add(avx512_bf16_kernels(), has_bf16());
 #endif
 #if defined(DSSNET_FAST_AMX)
-        sets.push_back({amx_kernels(), has_amx()});
+        add(amx_kernels(), has_amx());
 #endif
 #if defined(DSSNET_FAST_NEON)
-        sets.push_back({neon_kernels(), true});
+        add(neon_kernels(), true);
+#endif
+#if defined(DSSNET_FAST_NEON_DOT)
+        add(neon_dot_kernels(), has_dot());
+#endif
+#if defined(DSSNET_FAST_NEON_BF16)
+        add(neon_bf16_kernels(), has_neon_bf16());
 #endif
         return sets;
     }();
@@ -76,8 +98,10 @@ const Kernels& choose_kernels(const std::string& name) {
     for (auto set = sets.rbegin(); set != sets.rend(); ++set) {
         if (!set->runs_here) {
             if (name == set->kernels->name) {
-                throw std::invalid_argument("instruction set " + name + " needs " + set->kernels->needs +
-                                            ", which this processor lacks");
+                throw std::invalid_argument("instruction set " + name +
+                                            (set->problem.empty() ? std::string(" needs ") + set->kernels->needs +
+                                                                        ", which this processor lacks"
+                                                                  : " gives wrong results here: " + set->problem));
             }
             continue;
         }

@@ -16,13 +16,17 @@ const Kernels* avx512_vnni_kernels();
 const Kernels* avx512_bf16_kernels();
 const Kernels* amx_kernels();
 const Kernels* neon_kernels();
+const Kernels* neon_dot_kernels();
+const Kernels* neon_bf16_kernels();
 
 struct InstructionSet {
     const Kernels* kernels;
-    bool runs_here;
+    bool runs_here;       // the processor has it, and a first try found nothing wrong
+    std::string problem;  // what it found; not empty only where the processor has it
 };
 
-// Those that were compiled, slowest first; the first runs everywhere.
+// Those that were compiled, slowest first; the first runs everywhere. The others that the processor has are tried once: what
+// gives wrong results here is not used.
 const std::vector<InstructionSet>& instruction_sets();
 
 // The named one, or the fastest that runs here where the name is empty. Throws std::invalid_argument.

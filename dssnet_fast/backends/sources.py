@@ -28,9 +28,18 @@ NVRTC_OPTIONS = (*NVCC_OPTIONS, "--device-as-default-execution-space")
 
 # Of the CPU's kernels: loops over cells become vectors, and nothing is assumed of numbers that is
 # not so, except that nobody looks at floating-point exceptions.
-CPU_OPTIONS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-psabi")
+CPU_OPTIONS = (
+    "-O3",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-Wno-maybe-uninitialized",
+    "-Wno-psabi",
+)
 _X86_V4 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _WIDE = (*_X86_V4, "-mprefer-vector-width=512")
+_WIDE_BF16 = (*_WIDE, "-mavx512vnni", "-mavx512bf16")
+# GCC would load all weights before it uses the first, and have no registers left for sums.
+_NEON = ("-fno-schedule-insns",)
 
 
 class InstructionSet(NamedTuple):
@@ -49,7 +58,11 @@ INSTRUCTION_SETS = {
     "avx2": InstructionSet(("x86_64",), ("-mavx2", "-mfma")),
     "avx512": InstructionSet(("x86_64",), _WIDE),
     "avx512_vnni": InstructionSet(("x86_64",), (*_WIDE, "-mavx512vnni")),
-    "avx512_bf16": InstructionSet(("x86_64",), (*_WIDE, "-mavx512vnni", "-mavx512bf16")),
+    "avx512_bf16": InstructionSet(("x86_64",), _WIDE_BF16),
+    "amx": InstructionSet(("x86_64",), (*_WIDE_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")),
+    "neon": InstructionSet(("aarch64",), _NEON),
+    "neon_dot": InstructionSet(("aarch64",), (*_NEON, "-march=armv8.2-a+dotprod")),
+    "neon_bf16": InstructionSet(("aarch64",), (*_NEON, "-march=armv8.2-a+dotprod+bf16")),
 }
 
 

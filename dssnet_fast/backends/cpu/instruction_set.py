@@ -15,7 +15,8 @@ def found() -> list[Mapping[str, object]]:
 
     Returns:
         Dicts of `name`, `needs` (what of a processor), `runs_here`, `fast_bf16` and `fast_int8`
-        (whether these are faster than fp32).
+        (whether these are faster than fp32), and `problem`: what was wrong when it was first tried
+        on a processor that has it, usually nothing.
     """
     return native.module().cpu_instruction_sets()
 
@@ -28,8 +29,13 @@ def problem() -> str | None:
     able = [one["name"] for one in found() if one["runs_here"]]
     if asked in able:
         return None
-    needs = {one["name"]: one["needs"] for one in found()}
-    why = f"needs {needs[asked]}" if asked in needs else "is not in this build"
+    known = {one["name"]: one for one in found()}
+    if asked not in known:
+        why = "is not in this build"
+    elif known[asked]["problem"]:
+        why = f"gives wrong results here ({known[asked]['problem']})"
+    else:
+        why = f"needs {known[asked]['needs']}"
     return f"{VARIABLE}={asked} {why}; here run: {', '.join(able)}"
 
 

@@ -1,0 +1,36 @@
+// aarch64 with dot products of bytes and of bfloat16: Neoverse V1 and N2, Apple M2 and newer.
+#include <arm_neon.h>
+
+#include "instruction_sets.h"
+#include "kernels.h"
+
+namespace {
+
+#include "neon_vectors.h"
+#include "neon_sdot.h"
+
+// BFDOT adds two products and then the sum, each time rounding to odd: in float32 errors are 1.4 times those of other sets.
+struct DotBF16 {
+    using Sum = float32x4_t;
+    using Input = bfloat16x8_t;
+    static constexpr int lanes = 4, units = 1, widest = 6;
+    static Sum start(const int32_t*) { return vdupq_n_f32(0); }
+    static Input load(const uint32_t* words) { return vreinterpretq_bf16_u32(vld1q_u32(words)); }
+    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
+        return vbfdotq_laneq_f32(sum, input, vreinterpretq_bf16_u32(broadcast(weight)), 0);
+    }
+    static void store(uint32_t* words, Sum sum) { store_floats(words, sum); }
+};
+
+}  // namespace
+
+#include "kernels.inl"
+
+namespace dssnet::cpu {
+
+const Kernels* neon_bf16_kernels() {
+    static const Kernels table = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, true);
+    return &table;
+}
+
+}  // namespace dssnet::cpu

@@ -1,0 +1,24 @@
+// aarch64 with dot products of bytes: Cortex-A76, Neoverse N1 and newer.
+#include <arm_neon.h>
+
+#include "instruction_sets.h"
+#include "kernels.h"
+
+namespace {
+
+#include "neon_vectors.h"
+#include "neon_halves.h"
+#include "neon_sdot.h"
+
+}  // namespace
+
+#include "kernels.inl"
+
+namespace dssnet::cpu {
+
+const Kernels* neon_dot_kernels() {
+    static const Kernels table = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", false, true);
+    return &table;
+}
+
+}  // namespace dssnet::cpu
