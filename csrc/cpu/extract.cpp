@@ -65,25 +65,29 @@ size_t Extract::zero_words(int cells) const {
 }
 
 Extract::Maps Extract::maps(int height, int cells, const uint32_t* const* zeros, Format fuse, Arena& arena) const {
-    size_t narrow = 0, packed = 0;
+    // What is read for the last time lends its memory to what is written next: x0 to the blocks' narrow maps, the map
+    // that the last block read to its result.
+    size_t narrow = Rows::words_of_row(1, head_.groups(), cells);
+    size_t packed = Rows::words_of_row(1, fuse.groups(features_), cells);
     for (const Block& block : blocks_) {
         narrow = std::max(narrow, Rows::words_of_row(1, block.last.groups(), cells));
         packed = std::max(packed, Rows::words_of_row(1, block.first().groups(), cells));
     }
-    const auto rows = [&](int groups, Format format) {
-        return Rows(arena, zeros[int(format.type)], height, height, 1, groups, format, cells);
+    const auto rows = [&](uint32_t* words, int groups, Format format) {
+        return Rows(words, zeros[int(format.type)], height, height, 1, groups, format, cells);
     };
     Maps maps;
-    maps.x0 = rows(head_.groups(), head_.input());
-    maps.shallow = rows(fuse.groups(features_), fuse);
-    maps.deep = rows(fuse.groups(features_), fuse);
-    maps.features = arena.take_floats(size_t(height) * features_ * round_up(cells, UNIT));
-    maps.packed = arena.take(packed * height);
     maps.narrow = arena.take(narrow * height);
+    maps.packed = arena.take(packed * height);
+    maps.x0 = rows(maps.narrow, head_.groups(), head_.input());
+    maps.deep = rows(maps.packed, fuse.groups(features_), fuse);
+    uint32_t* const shallow = arena.take(height * Rows::words_of_row(1, fuse.groups(features_), cells));
+    maps.shallow = rows(shallow, fuse.groups(features_), fuse);
+    maps.features = arena.take_floats(size_t(height) * features_ * round_up(cells, UNIT));
     return maps;
 }
 
-Rows Extract::packed_rows(const Maps&, const Convolution& reader, uint32_t* words, int height, int cells,
+Rows Extract::packed_rows(const Convolution& reader, uint32_t* words, int height, int cells,
                           const uint32_t* const* zeros) const {
     const Format& format = reader.input();
     return Rows(words, zeros[int(format.type)], height, height, 1, reader.groups(), format, cells);
@@ -124,7 +128,7 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
         return finish;
     };
 
-    Rows packed = packed_rows(maps, blocks_.front().first(), maps.packed, height, cells, zeros);
+    Rows packed = packed_rows(blocks_.front().first(), maps.packed, height, cells, zeros);
     convolve_rows(head_, maps.x0, 1, first, last - first, cells, scratch.winograd,
                   [&](int row, int) { return ending(row, packed); });
     for (int row = first; row < last; ++row) {
@@ -137,11 +141,11 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
 
     for (size_t number = 0; number < blocks_.size(); ++number) {
         const Block& block = blocks_[number];
-        const Rows narrow = packed_rows(maps, block.last, maps.narrow, height, cells, zeros);
+        const Rows narrow = packed_rows(block.last, maps.narrow, height, cells, zeros);
         run_layers(block, packed, narrow, height, cells, first, last, zeros, scratch);
         member.wait();
         const bool is_last = number + 1 == blocks_.size();
-        packed = is_last ? maps.deep : packed_rows(maps, blocks_[number + 1].first(), maps.packed, height, cells, zeros);
+        packed = is_last ? maps.deep : packed_rows(blocks_[number + 1].first(), maps.packed, height, cells, zeros);
         convolve_rows(block.last, narrow, 1, first, last - first, cells, scratch.winograd, [&](int row, int) {
             Finish finish = ending(row, packed);
             finish.addend = finish.kept, finish.addend_stride = width;

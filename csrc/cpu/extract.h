@@ -18,11 +18,11 @@ class Extract {
 
     // Maps that all members of a team share.
     struct Maps {
-        Rows x0;                // what `Downsample` made
-        Rows shallow, deep;     // packed for the FFM
-        float* features;        // [row][feature][cells], the blocks' map as it is added to
-        uint32_t* packed;       // the same, packed for the convolution that reads it next
-        uint32_t* narrow;       // what a block's last layer reads
+        Rows x0;           // what `Downsample` made
+        Rows shallow, deep;  // packed for the FFM
+        float* features;   // [row][feature][cells], the blocks' map as it is added to
+        uint32_t* packed;  // the same, packed for the convolution that reads it next; in the end `deep`
+        uint32_t* narrow;  // what a block's last layer reads; before that `x0`
     };
 
     Maps maps(int height, int cells, const uint32_t* const* zeros, Format fuse, Arena& arena) const;
@@ -51,7 +51,7 @@ class Extract {
     };
     struct Scratch;
 
-    Rows packed_rows(const Maps& maps, const Convolution& reader, uint32_t* words, int height, int cells,
+    Rows packed_rows(const Convolution& reader, uint32_t* words, int height, int cells,
                      const uint32_t* const* zeros) const;
     void run_layers(const Block& block, const Rows& input, const Rows& narrow, int height, int cells, int first, int last,
                     const uint32_t* const* zeros, const Scratch& scratch) const;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,14 @@ from dssnet_fast.backends.inputs import (
     map_size,
     readable,
 )
+from dssnet_fast.tiling import Box, plan
 from dssnet_fast.weights import FoldedWeights
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 CPU = torch.device("cpu")
+WORKSPACE_BYTES = 512 << 20  # of one image, at most
 
 
 class CpuBackend:
@@ -67,9 +70,31 @@ class CpuBackend:
         )
 
     def infer(self, image: Tensor, output: str) -> Tensor:
-        """All stages; see `dssnet_fast.backends.Backend`."""
+        """All stages; see `dssnet_fast.backends.Backend`.
+
+        Images that would take more memory than `WORKSPACE_BYTES` go through in tiles, exactly.
+        """
         size, given = self._image(image)
-        return self._answer("all", size, given, output)
+        _, height, width = size
+        needed = self.workspace_bytes(height, width)
+        if needed <= WORKSPACE_BYTES:
+            return self._answer("all", size, given, output)
+        # A tile with its context on both sides takes what the limit allows, less what narrow tiles
+        # lose to partly filled vectors.
+        side = math.isqrt(WORKSPACE_BYTES * 9 // 10 * height * width // needed)
+        context = self.config.context_px
+        tile = max(side - 2 * context, context) // 8 * 8
+        answer = new_answer(image, size, output, self.config.classes)
+        whole = Box(0, 0, height, width)
+        is_bytes = image.dtype == torch.uint8
+        for part in plan(height, width, tile, context):
+            rows, columns = part.read.within(whole)
+            read = image[:, rows, columns] if is_bytes else image[:, :, rows, columns]
+            found = self._answer("all", *self._image(read), output)
+            answer[(slice(None), *part.core.within(whole))] = found[
+                (slice(None), *part.core.within(part.read))
+            ]
+        return answer
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
