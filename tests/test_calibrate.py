@@ -231,6 +231,20 @@ def test_finds_the_layer_that_spoils_it(spoiled):
     )
 
 
+def test_layers_are_not_blamed_for_the_higher_precision():
+    """It has errors of its own, which cheap layers would look worst for."""
+    folded = folded_network("gray")
+    images = images_for(folded, (8, 8))
+    folded = replace(folded, quantisation=calibrate.calibrate(folded, images))
+    truth = calibrate.float32_network(folded)
+
+    def network(folded):
+        error = 0.02 if "extract.blocks.0" in folded.quantisation.exact else 0.036
+        return lambda image: truth(image) * (1 + error)
+
+    assert calibrate.find_exact(folded, images, 0.025, make=network) == ("extract.blocks.0",)
+
+
 def test_the_limit_holds_and_no_sooner():
     folded = folded_network("gray")
     images = images_for(folded, (32, 32), (16, 40))
