@@ -47,6 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot", type=Path, default=None, metavar="FILE", help="draw images/s as .png there"
     )
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="instead of the contestants, the stages of the backend cpu beside the processor's "
+        "peak, as Markdown",
+    )
     parser.add_argument("--list", action="store_true", help="show the names and stop")
     parser.add_argument("--rounds", type=int, default=5, help="each is timed in at least so many")
     parser.add_argument("--seconds", type=float, default=5.0, help="more rounds for so long")
@@ -71,6 +77,9 @@ def body(arguments: argparse.Namespace) -> None:
     reference = None
     if arguments.checkpoint is not None:
         reference = read_checkpoint(arguments.checkpoint).reference()
+    if arguments.stages:
+        print_stages(reference, arguments)
+        return
     arena = benchmark.Arena(reference, backends.find_device(arguments.device))
     chosen = choose(arena.contestants, arguments.only, arguments.skip)
     if arguments.list:
@@ -93,6 +102,40 @@ def body(arguments: argparse.Namespace) -> None:
             Path(temporary).write_text(form(results, about) + "\n")
     if arguments.plot is not None:
         bench_plot.draw(results, arguments.plot)
+
+
+def print_stages(reference, arguments: argparse.Namespace) -> None:
+    """Measure and print the stages of the backend `cpu`.
+
+    Args:
+        reference: A network, or None for one with random weights.
+        arguments: The command's.
+
+    Raises:
+        InputError: The backend cannot run here.
+    """
+    import torch
+
+    from dssnet_fast import backends, benchmark, stage_speed
+    from dssnet_fast.checkpoint import from_state
+    from dssnet_fast.python_ref.config import DSSNetConfig
+    from dssnet_fast.python_ref.released import released_state
+    from dssnet_fast.weights import fold_checkpoint
+
+    cpu = torch.device("cpu")
+    network = reference or benchmark.random_network(DSSNetConfig())
+    folded = fold_checkpoint(from_state(released_state(network)))
+    if (reason := backends.module("cpu").why_not(cpu, "fp32", folded.config)) is not None:
+        raise InputError(f"backend cpu: {reason}")
+    about = machine(cpu)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    for size in arguments.sizes:
+        for batch in arguments.batches:
+            speeds = list(stage_speed.measure(folded, size, batch, arguments.rounds))
+            print(
+                f"\n{size} x {size} px, batch {batch}:\n\n{stage_speed.markdown(speeds)}",
+                flush=True,
+            )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+
 #include "../bind.h"
 #include "instruction_sets.h"
 #include "network.h"
@@ -99,9 +101,44 @@ void run_network(const Network& network, const std::string& stage, int batch, in
     take("bytes", run.bytes), take("floats", run.floats);
     take("x0_in", run.x0_in), take("shallow_in", run.shallow_in), take("deep_in", run.deep_in), take("y_in", run.y_in);
     take("x0", run.x0), take("shallow", run.shallow), take("deep", run.deep), take("y", run.y);
+    take("seconds", run.seconds);
     take("labels", run.labels), take("values", run.values);
     const py::gil_scoped_release release;
     network.run(run, threads);
+}
+
+// Multiply-accumulates a second of a convolution whose inputs and weights fit into the first cache.
+double measure_peak(const std::string& instruction_set, const std::string& type, int threads, double seconds) {
+    const Kernels& kernels = choose_kernels(instruction_set);
+    constexpr int GROUPS = 64, ROUNDS = 64;
+    const Format format = {type_of(type), 1.0f};
+    Operand operand;
+    operand.inputs = GROUPS * channels_per_word(format.type);
+    operand.outputs = kernels.widest_block[int(format.type)];
+    const std::vector<float> weight(size_t(operand.inputs) * operand.outputs, 1.0f);
+    operand.weight = weight.data();
+    const Convolution convolution(kernels, operand, format, Type::f32);
+    std::vector<double> rates(std::max(threads, 1));
+    const py::gil_scoped_release release;
+    run_together(threads, [](int) {}, [&](const Member& member) {
+        // Every group is the same: vectors stay where they are.
+        alignas(64) uint32_t cells[2 * UNIT] = {};
+        const uint32_t* line = cells;
+        const ptrdiff_t here = 0;
+        Finish finish;
+        finish.cells = 2 * UNIT;
+        using Clock = std::chrono::steady_clock;
+        const auto begin = Clock::now();
+        double passed = 0, rounds = 0;
+        for (; passed < seconds; rounds += ROUNDS) {
+            for (int i = 0; i < ROUNDS; ++i) convolution.row(&line, &here, 0, 2, finish);
+            passed = std::chrono::duration<double>(Clock::now() - begin).count();
+        }
+        rates[member.rank] = rounds * 2 * convolution.macs() / passed;
+    });
+    double sum = 0;
+    for (double rate : rates) sum += rate;
+    return sum;
 }
 
 }  // namespace
@@ -121,11 +158,16 @@ void bind_cpu(py::module_& m) {
         },
         "Instruction sets that this build has kernels for, slowest first.");
 
+    m.def("cpu_peak", &measure_peak, py::kw_only(), py::arg("instruction_set"), py::arg("type"), py::arg("threads"),
+          py::arg("seconds"), "Multiply-accumulates a second that the instruction set reaches on so many threads.");
+
     py::class_<Network>(m, "CpuNetwork", "A network with its weights packed for an instruction set.")
         .def(py::init(&make_network), py::kw_only(), py::arg("instruction_set"), py::arg("sizes"), py::arg("convolutions"),
              py::arg("blocks"), py::arg("slopes"), py::arg("winograd"))
         .def("run", &run_network, py::kw_only(), py::arg("stage"), py::arg("batch"), py::arg("height"), py::arg("width"),
              py::arg("addresses"), py::arg("output"), py::arg("threads"))
+        .def("macs", &Network::macs, py::arg("height"), py::arg("width"),
+             "Multiply-accumulates for an image: downsample, extract, and the two other stages together.")
         .def("workspace_bytes", &Network::workspace_bytes, py::arg("height"), py::arg("width"), py::arg("threads"));
 }
 

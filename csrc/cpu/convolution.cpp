@@ -147,6 +147,12 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
     }
 }
 
+double Convolution::macs() const {
+    // Every word is multiplied once for each cell; Winograd's six parts give four rows.
+    const double products = double(lines_) * taps_ * groups_ * channels_per_word(input_.type) * outputs_ * UNIT;
+    return form_ == Form::winograd ? products / 4 : products;
+}
+
 Weights Convolution::weights() const {
     Weights found;
     found.words = words_.data();

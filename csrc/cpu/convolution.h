@@ -39,6 +39,8 @@ class Convolution {
     const std::vector<int>& block_sizes() const { return block_sizes_; }
     // Rows that are best computed together.
     int rows_together() const { return form_ == Form::winograd ? 4 : 1; }
+    // Multiply-accumulates of a row of outputs, for each unit of cells, padding included.
+    double macs() const;
     size_t bytes() const { return words_.bytes(); }
 
     // Adds scale, bias and number of outputs to `finish`.

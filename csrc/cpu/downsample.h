@@ -18,6 +18,9 @@ class Downsample {
     // What its maps need of rows of zeros, in words.
     size_t zero_words(int cells) const;
 
+    // Multiply-accumulates for a row of cells, for each unit of them.
+    double macs() const { return 64 * stem_.macs() + 16 * strided_.macs() + 4 * second_.macs() + third_.macs(); }
+
   private:
     const Kernels& kernels_;
     int channels_, width_;

@@ -64,6 +64,17 @@ size_t Extract::zero_words(int cells) const {
     return Rows::words_of_row(1, groups, cells) + PAD;
 }
 
+double Extract::macs() const {
+    double sum = head_.macs();
+    for (const Block& block : blocks_) {
+        for (const Layer& layer : block.layers) {
+            for (const Convolution& part : layer.parts) sum += part.macs();
+        }
+        sum += block.last.macs();
+    }
+    return sum;
+}
+
 Extract::Maps Extract::maps(int height, int cells, const uint32_t* const* zeros, Format fuse, Arena& arena) const {
     // What is read for the last time lends its memory to what is written next: x0 to the blocks' narrow maps, the map
     // that the last block read to its result.

@@ -36,6 +36,9 @@ class Extract {
     int x0_groups() const { return head_.groups(); }
     size_t zero_words(int cells) const;
 
+    // Multiply-accumulates for a row of cells, for each unit of them.
+    double macs() const;
+
   private:
     struct Layer {
         std::vector<Convolution> parts;

@@ -65,6 +65,16 @@ size_t Fuse::zero_words(int cells) const {
     return words + PAD;
 }
 
+double Fuse::macs() const {
+    // A convolution at 1/2 resolution gives 16 pixels a cell; those for one pixel or column of a cell are listed.
+    const double pixels = sizes_.learned_upsampling ? PIXELS * PIXELS : 1, rows = by_columns() ? PIXELS : 1;
+    double sum = 0;
+    for (const Convolution& one : mix_) sum += one.macs();
+    for (const Convolution& one : smooth_) sum += pixels * one.macs();
+    for (const Convolution& one : reduce_) sum += pixels * rows * one.macs();
+    return sum;
+}
+
 Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Rows& y, float* map, int cells, int first,
                const uint32_t* const* zeros, Arena& arena)
     : fuse_(fuse),

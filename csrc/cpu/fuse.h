@@ -20,6 +20,8 @@ class Fuse {
     // Of shallow and deep features.
     Format input() const { return mix_.front().input(); }
     size_t zero_words(int cells) const;
+    // Multiply-accumulates for a row of cells, for each unit of them.
+    double macs() const;
     // Rows of y that may be made before they are asked for.
     int rows_early() const { return by_columns() ? 3 : 0; }
 

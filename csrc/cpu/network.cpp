@@ -1,5 +1,7 @@
 #include "network.h"
 
+#include <chrono>
+
 namespace dssnet::cpu {
 namespace {
 
@@ -52,6 +54,11 @@ size_t Network::workspace_bytes(int height, int width, int threads) const {
     return 4 * layout(run).words(threads);
 }
 
+std::array<double, 3> Network::macs(int height, int width) const {
+    const double units = double(height / PHASES) * (round_up(width / PHASES, UNIT) / UNIT);
+    return {units * downsample_.macs(), units * extract_.macs(), units * (fuse_.macs() + segment_.macs())};
+}
+
 void Network::run(const Run& run, int threads) const {
     if (run.batch == 0 || run.height == 0 || run.width == 0) return;
     const Layout layout = this->layout(run);
@@ -100,9 +107,19 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
     const bool all = run.stage == Stage::all;
     const auto [first, last] = member.share(height, 4);
     const auto of_image = [&](auto* data, size_t size) { return data ? data + image * size : nullptr; };
-    const auto count = [&](const Arena& arena) {
-        if (most) *most = std::max(*most, arena.used());
-        else member.wait();
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point started = Clock::now();
+    const auto end_stage = [&](const Arena& arena, int stage) {
+        if (most) {
+            *most = std::max(*most, arena.used());
+            return;
+        }
+        member.wait();
+        if (run.seconds && member.rank == 0) {
+            const Clock::time_point now = Clock::now();
+            run.seconds[stage] += std::chrono::duration<double>(now - started).count();
+            started = now;
+        }
     };
     const Extract::Maps maps = extract_.maps(height, cells, zeros, fuse_.input(), shared);
 
@@ -132,7 +149,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
         pixel_data.bytes = of_image(run.bytes, pixels * sizes_.in_channels);
         pixel_data.floats = of_image(run.floats, pixels * sizes_.in_channels);
         downsample_.run(pixel_data, first, last, maps.x0, of_image(run.x0, map * sizes_.width), zeros, arena);
-        count(arena);
+        end_stage(arena, 0);
     }
     if (run.stage == Stage::extract) {
         pack_map(of_image(run.x0_in, map * sizes_.width), sizes_.width, maps.x0);
@@ -142,7 +159,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
         Arena arena = scratch;
         const size_t size = map * sizes_.features;
         extract_.run(maps, height, cells, member, of_image(run.shallow, size), of_image(run.deep, size), zeros, arena);
-        count(arena);
+        end_stage(arena, 1);
     }
     if (run.stage == Stage::fuse) {
         const size_t size = map * sizes_.features;
@@ -176,7 +193,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
             for (int row = first_row; row < last_row; ++row) fuse.make(row, 1);
         }
     }
-    count(arena);
+    end_stage(arena, 2);
 }
 
 }  // namespace dssnet::cpu

@@ -1,6 +1,7 @@
 // A network with its weights packed, and its runs over images.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct Run {
     const uint8_t* bytes = nullptr;        // [batch][height][width][channels]
     const float* floats = nullptr;         // or normalised [batch][channels][height][width]
     const float *x0_in = nullptr, *shallow_in = nullptr, *deep_in = nullptr, *y_in = nullptr;
+    double* seconds = nullptr;             // [3], added to: downsample, extract, and the two others together
     float *x0 = nullptr, *shallow = nullptr, *deep = nullptr, *y = nullptr;
     AnswerKind kind = AnswerKind::labels;
     uint8_t* labels = nullptr;
@@ -36,6 +38,8 @@ class Network {
     void run(const Run& run, int threads) const;
 
     const Sizes& sizes() const { return sizes_; }
+    // Multiply-accumulates for an image, padding included: as `Run::seconds`.
+    std::array<double, 3> macs(int height, int width) const;
     // What a run needs beyond inputs and results, in bytes.
     size_t workspace_bytes(int height, int width, int threads) const;
 

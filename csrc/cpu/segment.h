@@ -19,6 +19,8 @@ class Segment {
     int rows_together() const { return narrow_.rows_together(); }
     int rows_kept() const { return narrow_.rows_together() + 2; }
     size_t zero_words(int cells) const;
+    // Multiply-accumulates for a row of cells, for each unit of them, without the image's border.
+    double macs() const { return 16 * (narrow_.macs() + tail_.macs()); }
 
     // Rows [first, last) of y, at 1/2 resolution, become pairs of rows of the answer. `make_y(first, count)` makes rows of
     // `y`, in order, from row `first_y(first)` on. Scratch as for `Downsample::run`.

@@ -134,6 +134,27 @@ class CpuBackend:
         """What an image of this size needs beyond itself, its answer and the weights."""
         return self._network.workspace_bytes(height, width, torch.get_num_threads())
 
+    def profile(self, image: Tensor) -> dict[str, tuple[float, float]]:
+        """Seconds and multiply-accumulates of one run, by stage.
+
+        Args:
+            image: What `infer` takes.
+
+        Returns:
+            `downsample`, `extract`, and `fuse, segment`, which run row by row in turn; the
+            multiply-accumulates are those executed, padding included.
+        """
+        size, given = self._image(image)
+        seconds = torch.zeros(3, dtype=torch.float64)
+        labels = new_answer(image, size, "labels", self.config.classes)
+        self._run("all", size, given | {"labels": labels, "seconds": seconds})
+        macs = self._network.macs(size[1], size[2])
+        names = ("downsample", "extract", "fuse, segment")
+        return {
+            name: (float(one), size[0] * count)
+            for name, one, count in zip(names, seconds, macs, strict=True)
+        }
+
     def _image(self, image: Tensor) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
         size = check_image(image, self.config.in_channels)
         if image.dtype == torch.uint8:
