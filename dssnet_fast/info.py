@@ -23,13 +23,14 @@ def make_parser() -> argparse.ArgumentParser:
 def collect() -> dict[str, object]:
     """Versions, devices, and for every backend and precision None or why it cannot run.
 
-    `cuda` says what the backend of that name has to run with.
+    `cuda` and `cpu` say what the backends of these names have to run with.
     """
     import torch
 
     import dssnet_fast
+    import dssnet_fast.backends.cpu.report as cpu
+    import dssnet_fast.backends.cuda.report as cuda
     from dssnet_fast import backends
-    from dssnet_fast.backends.cuda import report
     from dssnet_fast.python_ref.config import DSSNetConfig
     from dssnet_fast.python_ref.hardware import CPU_FEATURES, cpu_supports
 
@@ -62,7 +63,8 @@ def collect() -> dict[str, object]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": devices,
         "backends": table,
-        "cuda": report.collect(capabilities),
+        "cuda": cuda.collect(capabilities),
+        "cpu": cpu.collect(),
         "auto": {
             "backend": chosen.name,
             "device": str(chosen.device),
@@ -81,7 +83,8 @@ def _version(package: str) -> str | None:
 
 def body(arguments: argparse.Namespace) -> None:
     """Print what `collect` found."""
-    from dssnet_fast.backends.cuda import report
+    import dssnet_fast.backends.cpu.report as cpu
+    import dssnet_fast.backends.cuda.report as cuda
 
     found = collect()
     if arguments.json:
@@ -97,7 +100,10 @@ def body(arguments: argparse.Namespace) -> None:
             for precision, reason in reasons.items():
                 print(f"  {backend:<8} {precision}  {reason or 'ready'}")
     print("cuda       what the backend for NVIDIA GPUs finds here")
-    for line in report.lines(found["cuda"]):
+    for line in cuda.lines(found["cuda"]):
+        print(f"  {line}")
+    print("cpu        what the backend for CPUs finds here")
+    for line in cpu.lines(found["cpu"]):
         print(f"  {line}")
     auto = found["auto"]
     print(f"auto       {auto['backend']}, {auto['device']}, {auto['precision']} ({auto['reason']})")
