@@ -43,11 +43,6 @@ AnswerKind kind_of(const std::string& name) {
     throw py::value_error("output must be labels, probabilities or logits, got " + name);
 }
 
-template <class Value>
-Value* address(uintptr_t number) {
-    return reinterpret_cast<Value*>(number);
-}
-
 // (weight [lines, taps, inputs, outputs], bias [outputs], type, step)
 using Given = std::tuple<Values, Values, std::string, float>;
 
@@ -96,7 +91,8 @@ void run_network(const Network& network, const std::string& stage, int batch, in
     }
     const auto take = [&](const char* name, auto& pointer) {
         const auto found = addresses.find(name);
-        if (found != addresses.end()) pointer = address<std::remove_pointer_t<std::decay_t<decltype(pointer)>>>(found->second);
+        using Pointer = std::decay_t<decltype(pointer)>;
+        if (found != addresses.end()) pointer = reinterpret_cast<Pointer>(found->second);
     };
     take("bytes", run.bytes), take("floats", run.floats);
     take("x0_in", run.x0_in), take("shallow_in", run.shallow_in), take("deep_in", run.deep_in), take("y_in", run.y_in);

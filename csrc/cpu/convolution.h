@@ -104,7 +104,8 @@ class WinogradParts {
     uint32_t* parts_[COUNT] = {};
 };
 
-// A 3x3 convolution of stride 1 for rows [first, first + count) of a map with `phases` columns a cell. `end` tells what happens to the sums of a row and phase.
+// A convolution of stride 1, 1x1 or 3x3, for rows [first, first + count) of a map with `phases` columns a cell. `end` tells
+// what happens to the sums of a row and phase.
 void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
                    const WinogradParts& parts, const std::function<Finish(int row, int phase)>& end);
 

@@ -48,7 +48,7 @@ Extract::Extract(const Kernels& kernels, const Operands& operands)
             layers.push_back(std::move(layer));
         }
         const bool is_last = number + 1 == operands.blocks.size();
-        const Format next = is_last ? operands.input(operands.sizes.learned_upsampling ? "fuse.mix.0" : "fuse.mix") : input_of(operands, operands.blocks[number + 1].front());
+        const Format next = is_last ? operands.fuse_input() : input_of(operands, operands.blocks[number + 1].front());
         Convolution last = operands.fastest(kernels, names.back().parts.front(), next.type, segments);
         together_ = std::max(together_, last.rows_together());
         blocks_.push_back({std::move(layers), std::move(last)});

@@ -207,7 +207,8 @@ void convolve_units(const Window& window, const uint32_t* weights, const int32_t
 }
 
 template <class Dot, bool integers>
-void convolve(const Window& window, const Weights& weights, int first_block, int last_block, int units, const Finish& finish) {
+void convolve(const Window& window, const Weights& weights, int first_block, int last_block, int units,
+              const Finish& finish) {
     const Packing packing = packing_of(finish, units);
     const uint32_t* block_weights = weights.words;
     for (int block = 0, first = 0; block < last_block; ++block) {

@@ -80,7 +80,8 @@ class Rows {
     static size_t words_of_row(int phases, int groups, int cells) { return phases * groups * run_words(cells) + PAD; }
 
     // `words`: capacity * words_of_row of them; `zero_row`: as many zeros as a row has, of the same format.
-    Rows(uint32_t* words, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format, int cells)
+    Rows(uint32_t* words, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format,
+         int cells)
         : height_(height),
           capacity_(std::min(capacity, height)),
           groups_(groups),
@@ -90,7 +91,8 @@ class Rows {
           zero_row_(zero_row + PAD),
           words_(words) {}
 
-    Rows(Arena& arena, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format, int cells)
+    Rows(Arena& arena, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format,
+         int cells)
         : Rows(arena.take(words_of_row(phases, groups, cells) * std::min(capacity, height)), zero_row, height, capacity,
                phases, groups, format, cells) {}
 

@@ -27,9 +27,10 @@ std::unique_ptr<Memory> Network::borrow() const {
 }
 
 void Network::give_back(std::unique_ptr<Memory> memory) const {
-    if (memory->bytes() > KEPT_BYTES) return;
     const std::lock_guard lock(fork_safe_mutex());
-    kept_.push_back(std::move(memory));
+    size_t bytes = memory->bytes();
+    for (const std::unique_ptr<Memory>& one : kept_) bytes += one->bytes();
+    if (bytes <= KEPT_BYTES) kept_.push_back(std::move(memory));
 }
 
 Network::Layout Network::layout(const Run& run) const {
@@ -94,7 +95,8 @@ void Network::run_image(const Run& run, int image, const Member& member, const L
     }
     member.wait();
     const uint32_t* const zeros[TYPES] = {plain, plain, bytes};
-    run_stages(run, image, member, zeros, Arena(shared), Arena(shared + layout.shared + member.rank * layout.scratch), nullptr);
+    uint32_t* const scratch = shared + layout.shared + member.rank * layout.scratch;
+    run_stages(run, image, member, zeros, Arena(shared), Arena(scratch), nullptr);
 }
 
 // Every stage takes all of `scratch`. Where `most` is not null nothing is computed, and the words that the hungriest
@@ -171,8 +173,8 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
 
     Arena arena = scratch;
     const Format y_format = segment_.input();
-    const Rows y(arena, zeros[int(y_format.type)], COLUMNS * height, segment_.rows_kept() + fuse_.rows_early(), COLUMNS, segment_.input_groups(),
-                 y_format, cells);
+    const Rows y(arena, zeros[int(y_format.type)], COLUMNS * height, segment_.rows_kept() + fuse_.rows_early(), COLUMNS,
+                 segment_.input_groups(), y_format, cells);
     const int first_row = COLUMNS * first, last_row = COLUMNS * last;
     Answer answer;
     answer.kind = run.kind, answer.labels = of_image(run.labels, pixels);
@@ -188,7 +190,8 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
         const int begin = all ? segment_.first_y(first_row) : first_row;
         Fuse::Run fuse(fuse_, maps.shallow, maps.deep, y, of_image(run.y, half_map * sizes_.y), cells, begin, zeros, arena);
         if (all) {
-            segment_.run(y, [&](int row, int rows) { fuse.make(row, rows); }, cells, first_row, last_row, answer, zeros, arena);
+            const auto make_y = [&](int row, int rows) { fuse.make(row, rows); };
+            segment_.run(y, make_y, cells, first_row, last_row, answer, zeros, arena);
         } else if (!most) {
             for (int row = first_row; row < last_row; ++row) fuse.make(row, 1);
         }

@@ -39,7 +39,11 @@ struct Operands {
     const Operand& operand(const std::string& name) const { return convolutions.at(name); }
     const Format& input(const std::string& name) const { return inputs.at(name); }
 
-    Convolution convolution(const Kernels& kernels, const std::string& name, Type result, std::vector<int> segments = {}) const {
+    // Of shallow and deep features.
+    const Format& fuse_input() const { return input(sizes.learned_upsampling ? "fuse.mix.0" : "fuse.mix"); }
+
+    Convolution convolution(const Kernels& kernels, const std::string& name, Type result,
+                            std::vector<int> segments = {}) const {
         return Convolution(kernels, operand(name), input(name), result, Convolution::Form::direct, std::move(segments));
     }
     // A 3x3 convolution of stride 1 for `convolve_rows`, in the form that is best.
