@@ -33,7 +33,7 @@ bool leaf7(unsigned subleaf, int output, int bit) {
     return registers[output] >> bit & 1;
 }
 
-bool has_bf16() { return has_vnni() && leaf7(1, 0, 5); }
+[[maybe_unused]] bool has_bf16() { return has_vnni() && leaf7(1, 0, 5); }
 
 #if defined(DSSNET_FAST_AMX)
 // The kernel gives the tile registers' memory to processes that ask for it.
@@ -51,7 +51,7 @@ bool has_amx() {
 #if defined(__aarch64__)
 // Bits of the kernel's, whose names are not in every header.
 bool has_dot() { return getauxval(AT_HWCAP) >> 20 & 1; }
-bool has_neon_bf16() { return has_dot() && getauxval(AT_HWCAP2) >> 14 & 1; }
+[[maybe_unused]] bool has_neon_bf16() { return has_dot() && getauxval(AT_HWCAP2) >> 14 & 1; }
 #endif
 
 }  // namespace
