@@ -215,7 +215,7 @@ def test_many_threads_call_at_once(mode):
 def test_other_python_threads_go_on_meanwhile():
     engine = backend(calibrated("paper"))
     image = image_of("paper", 1, 512, 512)
-    engine.infer(image, "labels")
+    labels = engine.infer(image, "labels")
     runs, stop = [0], threading.Event()
 
     def count():
@@ -234,7 +234,7 @@ def test_other_python_threads_go_on_meanwhile():
             width=512,
             addresses={
                 "bytes": image.data_ptr(),
-                "labels": torch.empty(1, 512, 512, dtype=torch.uint8).data_ptr(),
+                "labels": labels.data_ptr(),
             },
             output="labels",
             threads=1,
