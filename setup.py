@@ -370,7 +370,7 @@ class BuildCompiled(build_ext):
                 manifest["extension"]["problem"] = str(reason)
                 manifest["problem"] = "the extension that runs them was not built"
                 say(
-                    f"{reason}, built without the CUDA backend "
+                    f"{reason}, built without the backends cuda and cpu "
                     "(install g++ and reinstall to get it)"
                 )
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -26,9 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODULES = sources.modules(ROOT / "csrc" / "cuda")
 IMAGES = Path("dssnet_fast") / sources.IMAGES
+SETS = [
+    name for name, one in sources.INSTRUCTION_SETS.items() if platform.machine() in one.machines
+]
 
 # A compiler that writes its command where the compiled code would be. It refuses sources with the
-# line "#error", warns of those with the line "// warn", and has more `traits`.
+# line "#error" and the option `refused`, warns of those with the line "// warn", and has more
+# `traits`.
 SCRIPT = """#!/bin/sh
 {traits}
 case " $* " in
@@ -44,6 +49,9 @@ for argument; do
     previous=$argument
 done
 if [ -n "$broken" ]; then echo "source.cpp:1: error: $broken"; exit 1; fi
+if [ -n "$refused" ]; then
+    case " $* " in *" $refused "*) echo "cc: error: unknown option $refused"; exit 1 ;; esac
+fi
 while read -r line; do
     case $line in
         "#error") echo "source.cpp:1: error: #error"; exit 1 ;;
@@ -74,9 +82,9 @@ class Tree:
         self.add("nvcc", **NVCC)
         self.add("ptxas")
 
-    def add(self, name: str, version="", architectures="", exit=0, broken="") -> None:
-        traits = {"version": version, "architectures": architectures, "broken": broken}
-        lines = [f"{key}={shlex.quote(value)}" for key, value in traits.items()]
+    def add(self, name: str, exit=0, **traits: str) -> None:
+        empty = dict.fromkeys(("version", "architectures", "broken", "refused"), "")
+        lines = [f"{key}={shlex.quote(value)}" for key, value in (empty | traits).items()]
         tool = self.tools / name
         tool.write_text(
             SCRIPT.format(traits="\n".join([*lines, f"exit={exit}"]), log=self.log, name=name)
@@ -116,9 +124,21 @@ class Tree:
 
     def compiled(self) -> list[str]:
         """Tools that compiled something other than a probe since this was last asked."""
+        return [command[0] for command in self.commands()]
+
+    def commands(self) -> list[list[str]]:
+        """What they were told."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
-        return [line.split()[0] for line in lines if "/probe." not in line]
+        return [line.split() for line in lines if "/probe." not in line]
+
+    def units(self) -> list[Path]:
+        """What of C++ is compiled here: not what is for another kind of processor."""
+        return [
+            path
+            for path in sources.extension_files(self.root / "csrc")
+            if path.suffix == ".cpp" and sources.instruction_set(path) in (None, *SETS)
+        ]
 
 
 @pytest.fixture
@@ -153,6 +173,7 @@ def test_everything_is_built_and_recorded(tree):
         "compiler": "c++ 12.2.0",
         "problem": None,
         "warnings": {},
+        "left_out": {},
         "source_sha256": sources.digest(
             sources.extension_files(tree.root / "csrc"), tree.root / "csrc"
         ),
@@ -170,7 +191,8 @@ def test_everything_is_built_and_recorded(tree):
 def test_only_what_changed_is_compiled_again(tree):
     tree.build()
     first = tree.compiled()
-    units = [p for p in sources.extension_files(tree.root / "csrc") if p.suffix == ".cpp"]
+    units = tree.units()
+    plans = [path for path in units if path.parent.name != "cpu"]
     per_module = 1 + len(sources.ARCHITECTURES)
     assert len(first) == len(units) + 1 + len(MODULES) * per_module
     tree.build()
@@ -191,7 +213,12 @@ def test_only_what_changed_is_compiled_again(tree):
     tree.build()
     again = tree.compiled()
     assert again.count("nvcc") == len(MODULES)
-    assert again.count("c++") == len(units), "the plans share headers with the kernels"
+    assert again.count("c++") == len(plans), "the plans share headers with the kernels"
+    with open(tree.root / "csrc" / "cpu" / "kernels.inl", "a") as file:
+        file.write("// changed\n")
+    tree.build()
+    again = tree.compiled()
+    assert again == ["c++"] * (len(units) - len(plans)), "the CPU's kernels have their own"
     tree.add("c++", version="c++ 13.1.0")
     tree.build()
     assert tree.compiled() == ["c++"] * (len(units) + 1)
@@ -206,7 +233,7 @@ def test_without_a_cpp_compiler_nothing_is_built_and_it_is_said(tree):
     tree.remove("c++")
     said = tree.build()
     assert said == (
-        "dssnet_fast: no C++ compiler, built without the CUDA backend "
+        "dssnet_fast: no C++ compiler, built without the backends cuda and cpu "
         "(install g++ and reinstall to get it)\n"
     )
     assert tree.manifest["extension"]["problem"] == "no C++ compiler"
@@ -218,10 +245,78 @@ def test_without_a_cpp_compiler_nothing_is_built_and_it_is_said(tree):
 
 def test_a_compiler_that_cannot_compile_is_none(tree):
     tree.add("c++", version="c++ 12.2.0", broken="Python.h: No such file or directory")
-    assert "built without the CUDA backend" in tree.build()
+    assert "built without the backends cuda and cpu" in tree.build()
     assert tree.manifest["extension"]["problem"] == (
         "c++ cannot compile for Python: source.cpp:1: error: Python.h: No such file or directory"
     )
+
+
+def unit_of(command: list[str]) -> Path | None:
+    """The file that a command compiles."""
+    return next((Path(word) for word in command if word.endswith(".cpp")), None)
+
+
+def machine_options(command: list[str]) -> list[str]:
+    """Those that let the compiler use more than every processor of this kind has."""
+    return [word for word in command if word.startswith("-m")]
+
+
+def test_each_instruction_set_is_compiled_for_its_processors_and_nothing_else_is(tree):
+    """One instruction too many in what runs everywhere ends the process on an older processor."""
+    tree.build()
+    commands = {unit_of(command): command for command in tree.commands() if unit_of(command)}
+    assert set(commands) == set(tree.units())
+    for path, command in commands.items():
+        assert "-march=native" not in command
+        assert "-mtune=native" not in command
+        name = sources.instruction_set(path)
+        own = sources.INSTRUCTION_SETS[name].options if name else ()
+        assert machine_options(command) == [one for one in own if one.startswith("-m")], path.name
+        assert set(own) <= set(command)
+        is_cpu = path.parent.name == "cpu"
+        # Those that choose among the sets know all of them.
+        defined = [word for word in command if word.startswith("-DDSSNET_FAST_")]
+        assert defined == [f"-DDSSNET_FAST_{one.upper()}" for one in SETS] * is_cpu
+        assert ("-O3" in command) == is_cpu
+        assert "-ffast-math" not in command
+    portable = tree.root / "csrc" / "cpu" / "portable.cpp"
+    assert machine_options(commands[portable]) == []
+
+
+def test_other_processors_kernels_are_not_compiled(tree):
+    tree.build()
+    units = {unit_of(command).stem for command in tree.commands() if unit_of(command)}
+    assert {name for name in units if name in sources.INSTRUCTION_SETS} == set(SETS)
+    assert tree.manifest["extension"]["left_out"] == {}
+    for name in sources.INSTRUCTION_SETS:
+        assert (tree.root / "csrc" / "cpu" / f"{name}.cpp").is_file()
+
+
+def test_what_a_compiler_does_not_know_is_left_out_with_one_line(tree):
+    if not SETS:
+        pytest.skip(f"there is nothing for {platform.machine()}")
+    option = sources.INSTRUCTION_SETS[SETS[-1]].options[-1]
+    tree.add("c++", version="c++ 9.1.0", refused=option)
+    lacking = [name for name in SETS if option in sources.INSTRUCTION_SETS[name].options]
+    said = tree.build()
+    why = f"cc: error: unknown option {option}"
+    assert said == "".join(
+        f"dssnet_fast: {name}: {why}; built without CPU kernels for it\n" for name in lacking
+    )
+    assert tree.manifest["extension"]["left_out"] == dict.fromkeys(lacking, why)
+    assert tree.manifest["extension"]["problem"] is None
+    assert tree.extension.exists()
+    commands = tree.commands()
+    stems = {unit_of(command).stem for command in commands if unit_of(command)}
+    assert not stems & set(lacking)
+    assert set(SETS) - set(lacking) <= stems
+    # Nothing calls what is not there.
+    for command in commands:
+        assert not {f"-DDSSNET_FAST_{name.upper()}" for name in lacking} & set(command)
+    # A newer compiler builds all of it.
+    tree.add("c++", version="c++ 14.2.0")
+    assert tree.build() == ""
+    assert tree.manifest["extension"]["left_out"] == {}
 
 
 def test_a_named_compiler_is_the_only_one(tree):
@@ -302,7 +397,9 @@ def test_an_nvcc_that_does_not_know_all_architectures_builds_the_others(tree):
     assert tree.manifest["architectures"] == [80, 86, 89, 90]
 
 
-@pytest.mark.parametrize("source", ["runtime/runner.cpp", f"cuda/{MODULES[0]}.cu"])
+@pytest.mark.parametrize(
+    "source", ["runtime/runner.cpp", "cpu/portable.cpp", f"cuda/{MODULES[0]}.cu"]
+)
 def test_an_error_in_our_sources_stops_the_build(tree, source):
     with open(tree.root / "csrc" / source, "a") as file:
         file.write("#error\n")
@@ -389,7 +486,7 @@ def test_the_sdist_has_what_the_wheel_is_built_from(tree, tmp_path):
         path.relative_to(tree.root).as_posix()
         for folder in ("csrc", "kernels", "python_ref", "dssnet_fast")
         for path in (tree.root / folder).rglob("*")
-        if path.suffix in (".cpp", ".h", ".cu", ".cuh", ".py")
+        if path.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh", ".py")
     }
     assert wanted <= names
     assert not any(name.endswith((".so", ".cubin", ".ptx", ".pyc")) for name in names)
