@@ -8,7 +8,7 @@ measured errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -216,9 +216,9 @@ def find_exact(
 ) -> tuple[str, ...]:
     """The layers that int8 should leave in a higher precision.
 
-    Each layer's error is measured with all others exact. Squared errors add up, so layers become
-    exact in the order of what they add to the square per multiply-accumulate, until what the others
-    still give together is within the limit.
+    Each layer's error is measured with all others exact. As squared errors of layers add up, that
+    tells the fewest multiply-accumulates to make exact for an error within the limit; it is then
+    measured, and more demanded while it does not hold.
 
     Args:
         folded: With a quantisation, whose own exact layers do not count.
@@ -241,17 +241,34 @@ def find_exact(
         kept = replace(folded.quantisation, exact=tuple(name for name in layers if name in exact))
         return difference(make(replace(folded, quantisation=kept)), images, expected).error
 
-    if error(()) <= limit:
+    if (now := error(())) <= limit:
         return ()
     costs = layer_costs(folded)
     least = error(layers)  # of the higher precision itself
-    worth = {name: (error(set(layers) - {name}) ** 2 - least**2) / costs[name] for name in layers}
-    exact = set()
-    for name in sorted(layers, key=worth.__getitem__, reverse=True):
-        exact.add(name)
-        if error(exact) <= limit:
-            break
-    return tuple(name for name in layers if name in exact)
+    gains = {name: error(set(layers) - {name}) ** 2 - least**2 for name in layers}
+    needed = now**2 - limit**2
+    while True:
+        exact = cheapest(gains, costs, needed)
+        if len(exact) == len(layers) or (now := error(exact)) <= limit:
+            return exact
+        needed = sum(gains[name] for name in exact) + now**2 - limit**2
+
+
+def cheapest(
+    gains: Mapping[str, float], costs: Mapping[str, float], needed: float
+) -> tuple[str, ...]:
+    """The names that cost least and together gain what is needed; all where none do."""
+    # (cost, gain, names) of sets, the cheaper first, each of which gains more than all before it.
+    sets = [(0.0, 0.0, ())]
+    for name in gains:
+        more = [(cost + costs[name], gain + gains[name], (*s, name)) for cost, gain, s in sets]
+        most = -math.inf
+        sets, merged = [], sorted(sets + more)
+        for one in merged:
+            if one[1] > most:
+                most = one[1]
+                sets.append(one)
+    return next((names for _, gain, names in sets if gain >= needed), tuple(gains))
 
 
 def layer_costs(folded: FoldedWeights) -> dict[str, float]:

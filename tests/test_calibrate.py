@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -245,6 +246,63 @@ def test_layers_are_not_blamed_for_the_higher_precision():
     assert calibrate.find_exact(folded, images, 0.025, make=network) == ("extract.blocks.0",)
 
 
+def test_the_cheapest_layers_become_exact():
+    """The block saves more for its work, the head enough for less of it."""
+    folded = folded_network("gray")
+    images = images_for(folded, (8, 8))
+    folded = replace(folded, quantisation=calibrate.calibrate(folded, images))
+    truth = calibrate.float32_network(folded)
+    costs = calibrate.layer_costs(folded)
+    spoils = {"extract.head": 4e-4, "extract.blocks.0": 1e-2}
+    assert costs["extract.head"] < costs["extract.blocks.0"]
+    assert 4e-4 / costs["extract.head"] < 1e-2 / costs["extract.blocks.0"]
+
+    def network(folded):
+        left = [spoils[name] for name in spoils if name not in folded.quantisation.exact]
+        return lambda image: truth(image) * (1 + sum(left) ** 0.5)
+
+    limit = 1.0001e-2**0.5
+    assert calibrate.find_exact(folded, images, limit, make=network) == ("extract.head",)
+    assert calibrate.find_exact(folded, images, 0.05, make=network) == ("extract.blocks.0",)
+    assert calibrate.find_exact(folded, images, 0.01, make=network) == tuple(spoils)
+
+
+def test_more_is_demanded_while_the_limit_does_not_hold():
+    """Where errors of two layers hide each other, they do not add up."""
+    folded = folded_network("gray")
+    images = images_for(folded, (8, 8))
+    folded = replace(folded, quantisation=calibrate.calibrate(folded, images))
+    truth = calibrate.float32_network(folded)
+    spoilers = ("extract.head", "extract.blocks.0")
+
+    def network(folded):
+        spoiled = not set(spoilers) <= set(folded.quantisation.exact)
+        return lambda image: truth(image) * (1.1 if spoiled else 1)
+
+    assert calibrate.find_exact(folded, images, 0.05, make=network) == spoilers
+
+
+def test_cheapest_is_that_of_all_sets():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        names = "abcdefgh"
+        gains, costs = (dict(zip(names, random.integers(0, 20, 8), strict=True)) for _ in range(2))
+        needed = random.integers(0, 100)
+        enough = [
+            sum(costs[name] for name in some)
+            for count in range(9)
+            for some in itertools.combinations(names, count)
+            if sum(gains[name] for name in some) >= needed
+        ]
+        found = calibrate.cheapest(gains, costs, needed)
+        if enough:
+            assert sum(gains[name] for name in found) >= needed
+            assert sum(costs[name] for name in found) == min(enough)
+        else:
+            assert found == tuple(names)
+    assert calibrate.cheapest({"a": 1.0, "b": -1.0}, {"a": 1.0, "b": 1.0}, np.nan) == ("a", "b")
+
+
 def test_the_limit_holds_and_no_sooner():
     folded = folded_network("gray")
     images = images_for(folded, (32, 32), (16, 40))
@@ -264,8 +322,6 @@ def test_the_limit_holds_and_no_sooner():
     assert 0 < len(exact) < len(layers)
     assert error(exact) <= limit
     assert list(exact) == [name for name in layers if name in exact]
-    # The last one was needed.
-    assert min(error(tuple(set(exact) - {name})) for name in exact) > limit or len(exact) > 2
 
 
 @pytest.mark.parametrize("name", CONFIGS)
