@@ -65,21 +65,22 @@ class Builder:
         return kept / name
 
     def extension(self, *options: str) -> Path:
-        """The extension `_native` of the sources here."""
+        """The extension `_native` of the sources here, with the CPU's portable kernels only."""
         import pybind11
 
-        files = sources.extension_files(CSRC)
-        headers = [path for path in files if path.suffix == ".h"]
+        files = [p for p in sources.extension_files(CSRC) if sources.instruction_set(p) is None]
+        headers = [path for path in files if path.suffix != ".cpp"]
         folders = (sysconfig.get_path("include"), pybind11.get_include())
         include = [f"-isystem{folder}" for folder in folders]
 
         def compile_one(path: Path) -> Path:
-            command = ["g++", *OPTIONS, *options, *include, "-c", str(path)]
+            own = sources.CPU_OPTIONS[1:] if path.parent.name == "cpu" else ()
+            command = ["g++", *OPTIONS, *own, *options, *include, "-c", str(path)]
             return self.make(command, [path, *headers], path.name + ".o")
 
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             objects = list(workers.map(compile_one, [p for p in files if p.suffix == ".cpp"]))
-        link = ["g++", "-shared", *options, *map(str, objects), "-ldl"]
+        link = ["g++", "-shared", *options, *map(str, objects), "-ldl", "-pthread"]
         return self.make(link, objects, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}")
 
     def stand_in(self, *options: str, without: str | None = None) -> Path:

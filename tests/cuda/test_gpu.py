@@ -259,7 +259,8 @@ WAYS = {
 
 @pytest.mark.parametrize("kind", WAYS)
 def test_parity_of_each_kind_of_image(device, kind):
-    from dssnet_fast.backends.cuda import kernels, native
+    from dssnet_fast.backends import native
+    from dssnet_fast.backends.cuda import kernels
     from dssnet_fast.backends.cuda.engine import CudaBackend, TorchDevice
 
     network, pixels = specimen(DSSNetConfig(classes=3, blocks=2), (1, 72, 104))

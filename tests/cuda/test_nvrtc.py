@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from dssnet_fast import DSSNetConfig
-from dssnet_fast.backends import BackendUnavailable
+from dssnet_fast.backends import BackendUnavailable, sources
 from dssnet_fast.backends import native as compiled
-from dssnet_fast.backends.cuda import cache, kernels, nvrtc, sources
+from dssnet_fast.backends.cuda import cache, kernels, nvrtc
 from dssnet_fast.backends.cuda.engine import network_of
 
 ROOT = Path(__file__).parent.parent.parent
