@@ -59,7 +59,7 @@ bool has_dot() { return getauxval(AT_HWCAP) >> 20 & 1; }
 const std::vector<InstructionSet>& instruction_sets() {
     static const std::vector<InstructionSet> found = [] {
         std::vector<InstructionSet> sets = {{portable_kernels(), true, ""}};
-        const auto add = [&](const Kernels* kernels, bool has) {
+        [[maybe_unused]] const auto add = [&](const Kernels* kernels, bool has) {
             const std::string problem = has ? self_check(*kernels, *portable_kernels()) : "";
             sets.push_back({kernels, has && problem.empty(), problem});
         };
