@@ -69,6 +69,22 @@ def test_low_precision_gives_the_same_labels(net, examples, precision, least):
     assert np.mean(equal) >= least
 
 
+def test_int8_gives_nearly_the_same_labels(net, examples):
+    if "int8" not in backends.available(torch.device("cpu"), net.config).get("cpu", ()):
+        pytest.skip("the backend cpu cannot run here")
+    low = FastDSSNet.pretrained(device="cpu", backend="cpu", precision="int8")
+    equal = [(low.predict(image) == net.predict(image)).mean() for image, _ in examples]
+    assert np.mean(equal) >= 0.997
+
+
+def test_the_card_says_what_int8_was_calibrated_on(net):
+    card = (MODELS / f"{PRETRAINED}.md").read_text()
+    given = net.quantisation
+    assert f"{given.images} for training" in card
+    assert "--int8 --calibrate" in card
+    assert all(f"`{layer}`" in card for layer in given.exact)
+
+
 def test_tiled_equals_whole_with_ten_blocks(net, examples):
     image = np.tile(max((image for image, _ in examples), key=np.size), (2, 1, 1))[:900]
     labels, probability = predict_tiled(net, image, tile=256)
