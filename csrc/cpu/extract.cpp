@@ -113,7 +113,7 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
         for (size_t i = 0; i < block.layers.size(); ++i) {
             const Convolution& reader = i + 1 < block.layers.size() ? block.layers[i + 1].parts.front() : block.last;
             const size_t row = Rows::words_of_row(1, reader.groups(), cells);
-            if (i + 1 < block.layers.size()) words += row * std::min(reader.rows_together() + 2, height);
+            if (i + 1 < block.layers.size()) words += row * std::min(block.layers[i + 1].rows_together() + 2, height);
             row_words = std::max(row_words, row);
         }
         row_words = std::max(row_words, Rows::words_of_row(1, block.first().groups(), cells));
@@ -180,7 +180,7 @@ void Extract::run_layers(const Block& block, const Rows& input, const Rows& narr
         }
         const Convolution& reader = block.layers[i + 1].parts.front();
         const Format& format = reader.input();
-        const int capacity = std::min(reader.rows_together() + 2, height);
+        const int capacity = std::min(block.layers[i + 1].rows_together() + 2, height);
         results.emplace_back(words, zeros[int(format.type)], height, capacity, 1, reader.groups(), format, cells);
         words += results.back().row_words() * capacity;
     }

@@ -232,11 +232,12 @@ void Fuse::Run::make(int first, int count) {
         return;
     }
     if (fuse_.sizes_.learned_upsampling) {
-        // One row at a time where somebody wants it as floats.
-        const int together = map_ ? 1 : count;
+        // One row at a time where somebody wants it as floats; never more than are kept of what is read.
+        const int together = map_ ? 1 : fuse_.reduce_.front().rows_together();
         for (int row = first; row < first + count; row += together) {
-            upper_.need(row + together + 1);
-            convolve_rows(fuse_.reduce_.front(), smooth_, PIXELS, row, together, cells_, winograd_,
+            const int rows = std::min(together, first + count - row);
+            upper_.need(row + rows + 1);
+            convolve_rows(fuse_.reduce_.front(), smooth_, PIXELS, row, rows, cells_, winograd_,
                           [&](int at, int phase) { return y_ending(at, phase); });
             export_y(row);
         }

@@ -27,11 +27,13 @@ NVCC_OPTIONS = ("-std=c++17",)
 NVRTC_OPTIONS = (*NVCC_OPTIONS, "--device-as-default-execution-space")
 
 # Of the CPU's kernels: loops over cells become vectors, and nothing is assumed of numbers that is
-# not so, except that nobody looks at floating-point exceptions.
+# not so, except that nobody looks at floating-point exceptions. Products and sums are fused only
+# where a kernel says so, so that all processors compute the same from the same sums.
 CPU_OPTIONS = (
     "-O3",
     "-fno-trapping-math",
     "-fno-math-errno",
+    "-ffp-contract=off",
     "-Wno-maybe-uninitialized",
     "-Wno-psabi",
 )
