@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from dssnet_fast import backends, weights
 from dssnet_fast.backends import Backend
 from dssnet_fast.checkpoint import Checkpoint, from_state, read_checkpoint
-from dssnet_fast.operators import Operators, remember
+from dssnet_fast.operators import Operators, describe, remember
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
@@ -316,7 +315,7 @@ class FastDSSNet(nn.Module):
     def _use(self, choice: backends.Choice) -> None:
         weights = self.folded_weights()
         self._choice, self._backend = backends.start(choice, self._requested_backend, weights)
-        self._config_json = json.dumps(self.config.to_dict())
+        self._config_json = describe(self.config, self.quantisation)
         remember(self._operators(), self._backend)
 
     def __getstate__(self) -> dict[str, object]:

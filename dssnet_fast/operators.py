@@ -27,8 +27,10 @@ from dssnet_fast.checkpoint import problems_with_keys
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import HEAD_CHANNELS, SCALE, UPSAMPLING
+from dssnet_fast.quantisation import Quantisation
 from dssnet_fast.weights import FoldedWeights, folded_shapes
 
+_INT8 = "int8"  # beside the config, what int8 needs
 KEPT = 64  # packed networks; they go with their weights, so this bounds neglect, not use
 
 
@@ -37,9 +39,9 @@ class Operators(NamedTuple):
 
     Attributes:
         weights: The folded weights, float32, in the order of their names.
-        config: The config as JSON.
+        config: The config as JSON, and what int8 needs; see `describe`.
         backend: A backend's name; where it cannot run, calls raise BackendUnavailable.
-        precision: `fp32`, `bf16` or `fp16`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`.
     """
 
     weights: list[Tensor]
@@ -149,12 +151,25 @@ def _pack(network: Operators) -> Backend:
     if problems := problems_with_keys({k: v.shape for k, v in tensors.items()}, shapes):
         raise InputError(f"weights do not fit the config: {'; '.join(problems)}")
     choice = backends.choose(network.backend, network.weights[0].device, network.precision, config)
-    return backends.start(choice, network.backend, FoldedWeights(config, tensors, (), ""))[1]
+    steps = json.loads(network.config).get(_INT8)
+    quantisation = None if steps is None else Quantisation.from_json(steps, config)
+    folded = FoldedWeights(config, tensors, (), "", quantisation)
+    return backends.start(choice, network.backend, folded)[1]
+
+
+def describe(config: DSSNetConfig, quantisation: Quantisation | None) -> str:
+    """A network but for its weights, as `Operators.config`."""
+    values = config.to_dict()
+    if quantisation is not None:
+        values[_INT8] = quantisation.to_json()
+    return json.dumps(values)
 
 
 @lru_cache
 def _config(text: str) -> DSSNetConfig:
-    return DSSNetConfig.from_dict(json.loads(text))
+    values = json.loads(text)
+    values.pop(_INT8, None)
+    return DSSNetConfig.from_dict(values)
 
 
 _cache = _Cache()

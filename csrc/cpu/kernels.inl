@@ -115,9 +115,9 @@ inline Words to_bf16(Floats value) {
     return value == value ? rounded : words(0x7fc0u);
 }
 
-inline Words to_i8(Floats value, float inverse_step) {
+inline Words to_i8(Floats value, float inverse_step, float lowest) {
     Floats q = value * inverse_step;
-    q = q > floats(-127) ? q : floats(-127);
+    q = q > floats(lowest) ? q : floats(lowest);
     q = q < floats(127) ? q : floats(127);
     // The sum's last bits are those of the nearest integer.
     return ((Words)(q + 12582912.0f) + 128u) & 0xffu;
@@ -130,6 +130,7 @@ struct Packing {
     uint32_t* row;     // cell 0 of the first group
     ptrdiff_t stride;  // between groups
     int channels, cells, units;
+    float lowest = -127;  // of int8
 };
 
 // A unit of channels [first, first + count): first is the first of a word.
@@ -146,9 +147,9 @@ inline void pack(const Floats* values, int first, int count, int unit, const Pac
                 if (n + 1 < count) word |= to_bf16(values[n + 1]) << 16;
                 break;
             default:
-                word = to_i8(values[n], to.inverse_step);
+                word = to_i8(values[n], to.inverse_step, to.lowest);
                 for (int k = 1; k < 4; ++k) {
-                    word |= (n + k < count ? to_i8(values[n + k], to.inverse_step) : words(128u)) << (8 * k);
+                    word |= (n + k < count ? to_i8(values[n + k], to.inverse_step, to.lowest) : words(128u)) << (8 * k);
                 }
         }
         store(run, only_first(left, word, zero));
@@ -376,7 +377,8 @@ void winograd(const Window& parts, const Weights& weights, int units, const Fini
 template <class Value>
 void image_row(int channels, int cells, Type type, uint32_t* row, ptrdiff_t stride, Value value) {
     const int units = (cells + UNIT - 1) / UNIT;
-    Packing packing = {type, 128.0f, row, stride, channels, cells, units};
+    // Byte 0 is -128.
+    Packing packing = {type, 128.0f, row, stride, channels, cells, units, -128.0f};
     for (int phase = 0; phase < PHASES; ++phase, packing.row += words_for(channels, type) * stride) {
         for (int unit = 0; unit < units; ++unit) {
             Floats values[4];

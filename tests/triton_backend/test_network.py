@@ -58,7 +58,7 @@ image = noise(21, 35, 3)
 net = FastDSSNet.from_reference(network, device="cpu", backend="triton")
 assert net.backend_name == "triton" and net.precision == "fp32"
 auto = FastDSSNet.from_reference(network, device="cpu")
-assert auto.backend_name == "torch", auto
+assert auto.backend_name in ("cpu", "torch"), auto
 assert (net.predict(image) == auto.predict(image)).all()
 x = torch.rand(2, 3, 9, 17) - 0.5
 assert torch.allclose(net(x), auto(x), atol=1e-5)
