@@ -64,11 +64,18 @@ def test_oracle_matches_the_release(golden):
     assert_equal(oracle(image), expected, 1e-6)
 
 
+def skip_unless_able(backend: str, precision: str) -> None:
+    why = backends.module(backend).why_not(torch.device("cpu"), precision, DSSNetConfig(classes=3))
+    if why is not None:
+        pytest.skip(f"{backend}: {why}")
+
+
 @pytest.mark.parametrize(
     "backend", [n for n in backends.names() if "fp32" in backends.module(n).PRECISIONS]
 )
 def test_fast_network_matches_the_release(golden, backend):
     state, cases = golden
+    skip_unless_able(backend, "fp32")
     net = FastDSSNet.from_checkpoint(state, device="cpu", backend=backend, precision="fp32")
     for image, (logits, _, _) in cases:
         answer = net(torch.from_numpy(image)[None].float())[0].numpy()
@@ -76,13 +83,21 @@ def test_fast_network_matches_the_release(golden, backend):
         assert (answer.argmax(0) == logits.argmax(0)).mean() >= 0.9999
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_is_as_close_to_the_release_as_the_reference_in_it(golden, precision):
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        (name, precision)
+        for name in backends.names()
+        for precision in ("bf16", "fp16")
+        if precision in backends.module(name).PRECISIONS
+    ],
+)
+def test_low_precision_is_as_close_to_the_release_as_the_reference_in_it(
+    golden, backend, precision
+):
     state, cases = golden
-    able = backends.available(torch.device("cpu"), DSSNetConfig(classes=3))
-    if precision not in able["torch"]:
-        pytest.skip(f"this CPU has no {precision}")
-    net = FastDSSNet.from_checkpoint(state, device="cpu", backend="torch", precision=precision)
+    skip_unless_able(backend, precision)
+    net = FastDSSNet.from_checkpoint(state, device="cpu", backend=backend, precision=precision)
     network = DSSNet(DSSNetConfig(classes=3))
     load_released(network, state)
     network.to(backends.PRECISIONS[precision]).eval()
