@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dssnet_fast import DSSNetConfig, backends, kernels
+from dssnet_fast.backends import native
 from dssnet_fast.backends import triton as backend
 from dssnet_fast.backends.triton import graphs
 from dssnet_fast.backends.triton.engine import TritonBackend
@@ -54,6 +55,13 @@ def test_old_gpus(gpu):
     assert "7.5 or newer; cuda:0 has 7.0" in backend.why_not(GPU, "fp16", PAPER)
 
 
+def test_int8_is_left_to_who_has_it(gpu, monkeypatch):
+    wanted = "computes in fp32, bf16, fp16; for int8 use backend cpu"
+    assert backend.why_not(GPU, "int8", PAPER) == wanted
+    monkeypatch.setattr(kernels, "is_interpreted", lambda: True)
+    assert backend.why_not(CPU, "int8", PAPER) == wanted
+
+
 def test_amd(gpu, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     gpu.capability = (9, 4)
@@ -81,7 +89,7 @@ def test_the_cpu_only_in_the_interpreter_and_only_when_named(gpu, monkeypatch):
     assert "unset TRITON_INTERPRET" in backend.why_not(GPU, "fp32", PAPER)
     assert backends.choose("triton", "cpu", "auto", PAPER).precision == "fp32"
     chosen = backends.choose("auto", "cpu", "auto", PAPER)
-    assert chosen.name in ("cpu", "torch")
+    assert chosen.name == ("cpu" if native.problem() is None else "torch")
     assert "interpreter, very slowly" in chosen.reason
 
 
