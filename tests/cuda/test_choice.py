@@ -45,6 +45,8 @@ def machine(monkeypatch):
 def test_nothing_in_the_way(machine):
     assert [cuda.why_not(GPU, precision, PAPER) for precision in cuda.PRECISIONS] == [None, None]
     assert cuda.best_precision(GPU) == "fp16"
+    instead = "computes in fp16 and bf16; for int8 use backend cpu"
+    assert cuda.why_not(GPU, "int8", PAPER) == instead
 
 
 def test_the_first_thing_in_the_way_is_named(machine, monkeypatch):
