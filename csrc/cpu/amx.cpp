@@ -1,11 +1,11 @@
 // x86-64 with AMX: Sapphire Rapids and newer. Convolutions in bfloat16 and int8 multiply tiles; the rest is AVX-512.
 //
-// A map's words are what AMX wants: a tile of 16 cells of up to 16 groups is so many rows of 64 bytes, one group's stride
-// apart, and a neighbour is the same at another address. The weights of up to 16 outputs are the other factor, and the
-// product is sums [output][cell], which end like all others.
+// A map's words are what AMX wants: a tile of 16 cells of up to 16 groups is so many rows of 64 bytes, one group's
+// stride apart, and a neighbour is the same at another address. The weights of up to 16 outputs are the other factor,
+// and the product is sums [output][cell], which end like all others.
 //
-// Checked with emulated tiles (see amx_tiles.h) and by its instructions, but not yet run on a processor that has AMX: there
-// `instruction_sets` compares it with the portable kernels before it is used.
+// Checked with emulated tiles (see amx_tiles.h) and by its instructions, but not yet run on a processor that has AMX:
+// there `instruction_sets` compares it with the portable kernels before it is used.
 #include <immintrin.h>
 
 #include "instruction_sets.h"
@@ -65,7 +65,8 @@ void begin_tile(const Blocks& blocks) {
 }
 
 template <class Dot, int B, int U>
-void convolve_tiles(const Window& window, const Blocks& blocks, int unit, const Packing& packing, const Finish& finish) {
+void convolve_tiles(const Window& window, const Blocks& blocks, int unit, const Packing& packing,
+                    const Finish& finish) {
     begin_tile<Dot, 0, 0>(blocks);
     if constexpr (U > 1) begin_tile<Dot, 0, 1>(blocks);
     if constexpr (B > 1) begin_tile<Dot, 1, 0>(blocks);
@@ -111,7 +112,8 @@ void convolve_tiles(const Window& window, const Blocks& blocks, int unit, const 
 }
 
 template <class Dot, int B>
-void convolve_blocks(const Window& window, const Blocks& blocks, int units, const Packing& packing, const Finish& finish) {
+void convolve_blocks(const Window& window, const Blocks& blocks, int units, const Packing& packing,
+                     const Finish& finish) {
     TileShapes shapes;
     const int groups = tile_groups(window.groups);
     for (int block = 0; block < B; ++block) {
@@ -164,7 +166,8 @@ namespace dssnet::cpu {
 
 const Kernels* amx_kernels() {
     static const Kernels table = [] {
-        Kernels table = make_table("amx", "AMX (tiles, int8 and bf16), and AVX-512 F, BW, DQ, VL, VNNI and BF16", true, true);
+        const char* needs = "AMX (tiles, int8 and bf16), and AVX-512 F, BW, DQ, VL, VNNI and BF16";
+        Kernels table = make_table("amx", needs, true, true);
         table.convolve[int(Type::bf16)] = convolve_either<DotTilesBF16, DotBF16>;
         table.convolve[int(Type::i8)] = convolve_either<DotTilesI8, DotI8>;
         // Tiles with fewer groups are loaded as slowly as full ones. `convolve_pooled`, which reads an image's few

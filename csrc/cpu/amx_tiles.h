@@ -1,7 +1,7 @@
 // The tile registers of AMX: eight of up to 16 rows of up to 16 words. Included into an unnamed namespace.
 //
-// With DSSNET_FAST_EMULATE_TILES they are arrays instead, so that what uses them can be tested anywhere. Instructions are
-// written out, for compilers' own functions for tiles differ, and GCC's do not say that they read memory.
+// With DSSNET_FAST_EMULATE_TILES they are arrays instead, so that what uses them can be tested anywhere. Instructions
+// are written out, for compilers' own functions for tiles differ, and GCC's do not say that they read memory.
 
 // Of every tile its shape; as the processor reads it.
 struct TileShapes {
@@ -32,7 +32,7 @@ struct Tiles {
     static void store(void* to, ptrdiff_t stride) {
         asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(4 * stride), "i"(tile) : "memory");
     }
-    // sums[m][n] += the dot product of words a[m][k] and b[k][n] over k: of two bfloat16, or four signed and unsigned bytes.
+    // sums[m][n] += the dot product of words a[m][k] and b[k][n] over k: of two bfloat16, or four bytes, signed in a.
     template <int sums, int a, int b>
     static void dot_bf16() {
         asm volatile("tdpbf16ps %%tmm%c0, %%tmm%c1, %%tmm%c2" : : "i"(b), "i"(a), "i"(sums));
@@ -90,7 +90,9 @@ struct Tiles {
     static void dot(int sums, int a, int b, Dot dot) {
         check(rows_of(sums) == rows_of(a) && words_of(sums) == words_of(b) && words_of(a) == rows_of(b));
         for (int m = 0; m < rows_of(sums); ++m) {
-            for (int n = 0; n < words_of(sums); ++n) words[sums][m][n] = dot(words[sums][m][n], words[a][m], &words[b][0][n], words_of(a));
+            for (int n = 0; n < words_of(sums); ++n) {
+                words[sums][m][n] = dot(words[sums][m][n], words[a][m], &words[b][0][n], words_of(a));
+            }
         }
     }
     static float float_of(uint32_t bits) {

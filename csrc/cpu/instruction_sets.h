@@ -25,8 +25,8 @@ struct InstructionSet {
     std::string problem;  // what it found; not empty only where the processor has it
 };
 
-// Those that were compiled, slowest first; the first runs everywhere. The others that the processor has are tried once: what
-// gives wrong results here is not used.
+// Those that were compiled, slowest first; the first runs everywhere. The others that the processor has are tried once:
+// what gives wrong results here is not used.
 const std::vector<InstructionSet>& instruction_sets();
 
 // The named one, or the fastest that runs here where the name is empty. Throws std::invalid_argument.

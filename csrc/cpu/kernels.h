@@ -38,8 +38,8 @@ static constexpr int words_for(int channels, Type type) {
     return (channels + channels_per_word(type) - 1) / channels_per_word(type);
 }
 
-// Kernels that multiply tiles take groups in equal steps of at most TILE. Where these do not add up, the last step begins
-// early, and weights that were met before are zero: nothing beyond the last group is read.
+// Kernels that multiply tiles take groups in equal steps of at most TILE. Where these do not add up, the last step
+// begins early, and weights that were met before are zero: nothing beyond the last group is read.
 static constexpr int tile_steps(int groups) { return (groups + TILE - 1) / TILE; }
 static constexpr int tile_groups(int groups) { return (groups + tile_steps(groups) - 1) / tile_steps(groups); }
 static constexpr int tile_begin(int groups, int step_groups, int step) {
@@ -63,7 +63,7 @@ struct Weights {
     const int32_t* start;     // int8: what sums start from, for inputs are 128 too large; else null
     const int* block_sizes;   // outputs of each block
     int block_count;
-    size_t words_per_output;  // lines * groups * taps, of one part in Winograd's form; in tiles as many groups as all steps
+    size_t words_per_output;  // lines * groups * taps, of one part in Winograd's form; in tiles the groups of all steps
 };
 
 // What happens to sums: scale, bias, addend, PReLU; then they are kept, packed, or both.

@@ -9,7 +9,8 @@ namespace {
 #include "neon_vectors.h"
 #include "neon_sdot.h"
 
-// BFDOT adds two products and then the sum, each time rounding to odd: in float32 errors are 1.4 times those of other sets.
+// BFDOT adds two products and then the sum, each time rounding to odd: errors in float32 are 1.4 times those of other
+// sets, and a thousandth of what rounding to bfloat16 has done.
 struct DotBF16 {
     using Sum = float32x4_t;
     using Input = bfloat16x8_t;
@@ -29,7 +30,8 @@ struct DotBF16 {
 namespace dssnet::cpu {
 
 const Kernels* neon_bf16_kernels() {
-    static const Kernels table = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, true);
+    static const Kernels table =
+        make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, true);
     return &table;
 }
 

@@ -60,8 +60,8 @@ std::string self_check(const Kernels& kernels, const Kernels& reference) {
             if (!(difference <= error)) error = difference;
         }
         if (!(error <= (type == Type::i8 ? 0.0f : 1e-5f * largest))) {
-            return std::string(name_of(type)) + " differs from " + reference.name + " by " + std::to_string(error) + " of " +
-                   std::to_string(largest);
+            return std::string(name_of(type)) + " differs from " + reference.name + " by " + std::to_string(error) +
+                   " of " + std::to_string(largest);
         }
     }
     return "";

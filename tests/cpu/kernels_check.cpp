@@ -115,7 +115,9 @@ struct Map {
     void set(int row, int channel, int column, double value) {
         const int lane = places[channel] % channels_per_word(type);
         uint32_t& at = word(row, channel, column);
-        const uint32_t mask = type == Type::f32 ? ~0u : type == Type::bf16 ? 0xffffu << (16 * lane) : 0xffu << (8 * lane);
+        const uint32_t mask = type == Type::f32    ? ~0u
+                              : type == Type::bf16 ? 0xffffu << (16 * lane)
+                                                   : 0xffu << (8 * lane);
         at = (at & ~mask) | packed(value, type, lane, step);
     }
     double at(int row, int channel, int column) const {
@@ -148,7 +150,8 @@ void check_packed(Check& check, const uint32_t* row, ptrdiff_t stride, Type type
                 const double value = right[channel * cells + cell], slack = tolerance[channel * cells + cell];
                 // The neighbour it may be rounded to.
                 const double one = kept_by(type, value - slack, step), other = kept_by(type, value + slack, step);
-                check.near(given, (one + other) / 2, (other - one) / 2 * 1.0001 + 1e-6 * std::fabs(value), "packed value");
+                const double tolerated = (other - one) / 2 * 1.0001 + 1e-6 * std::fabs(value);
+                check.near(given, (one + other) / 2, tolerated, "packed value");
             }
         }
     }
@@ -165,11 +168,13 @@ void check_convolution(Check& check, Type type, Type result, const Shape& shape,
     const std::vector<int> segments = split && inputs > 5 ? std::vector<int>{5, inputs - 5} : std::vector<int>{inputs};
     Map map(lines, phases, inputs, cells, type, 1 / 60.0, segments);
     map.fill();
-    const std::vector<float> weight = random_floats(size_t(lines) * taps * inputs * outputs), bias = random_floats(outputs);
+    const std::vector<float> weight = random_floats(size_t(lines) * taps * inputs * outputs);
+    const std::vector<float> bias = random_floats(outputs);
     Operand operand;
     operand.lines = lines, operand.taps = taps, operand.inputs = inputs, operand.outputs = outputs;
     operand.weight = weight.data(), operand.bias = bias.data();
-    const Convolution convolution(check.kernels, operand, map.rows.format(), result, Convolution::Form::direct, segments);
+    const Convolution convolution(check.kernels, operand, map.rows.format(), result, Convolution::Form::direct,
+                                  segments);
 
     std::vector<double> step(outputs);
     for (size_t i = 0; i < weight.size(); ++i) {
@@ -243,7 +248,8 @@ void check_convolutions(Check& check) {
             // Every number of outputs of a block, one to five units, tiles of all sizes.
             for (int outputs = 1; outputs <= 17; ++outputs) {
                 const int inputs = 1 + outputs * 23 % 61, cells = 1 + (outputs * 29 + int(result) * 16) % 80;
-                check_convolution(check, type, result, {1 + outputs % 3, 1 + outputs % 2 * 2, inputs, outputs, cells, 2}, outputs % 4 == 0);
+                const Shape shape = {1 + outputs % 3, 1 + outputs % 2 * 2, inputs, outputs, cells, 2};
+                check_convolution(check, type, result, shape, outputs % 4 == 0);
             }
             check_convolution(check, type, result, {1, 1, 84, 84, 33, 1}, false);
             check_convolution(check, type, result, {3, 3, 42, 42, 41, 1}, false);
@@ -301,7 +307,8 @@ void check_pooled(Check& check) {
             for (float& one : weight) one = std::round(one * 63);
             std::fill_n(weight.begin(), OUTPUTS, 127.0f);
             Operand operand;
-            operand.inputs = INPUTS, operand.outputs = OUTPUTS, operand.weight = weight.data(), operand.bias = bias.data();
+            operand.inputs = INPUTS, operand.outputs = OUTPUTS;
+            operand.weight = weight.data(), operand.bias = bias.data();
             convolutions.emplace_back(check.kernels, operand, map.rows.format(), Type::f32);
         }
         const uint32_t* lines[4];
@@ -317,7 +324,9 @@ void check_pooled(Check& check) {
             for (int cell = 0; cell < CELLS; ++cell) {
                 const auto sum = [&](int line, int which) {
                     double sum = 0;
-                    for (int i = 0; i < INPUTS; ++i) sum += map.at(line, i, cell) * weights[which][i * OUTPUTS + output];
+                    for (int i = 0; i < INPUTS; ++i) {
+                        sum += map.at(line, i, cell) * weights[which][i * OUTPUTS + output];
+                    }
                     return sum;
                 };
                 const double largest = std::fmax(std::fmax(sum(0, 1), sum(1, 1)), std::fmax(sum(2, 1), sum(3, 1)));
@@ -371,20 +380,18 @@ void check_images(Check& check) {
                 for (int phase = 0; phase < PHASES; ++phase) {
                     std::vector<double> right;
                     for (int i = 0; i < channels * CELLS; ++i) {
-                        const double value = floats[i / CELLS][i % CELLS * PHASES + phase];
-                        // Bytes have one value more than calibrated maps.
-                        right.push_back(type == Type::i8 && !of_bytes ? std::fmax(value, -127 / 128.0) : value);
+                        right.push_back(floats[i / CELLS][i % CELLS * PHASES + phase]);
                     }
                     const std::vector<double> exact(right.size(), 0.0);
-                    // Exact in all types, but for the value that `kept_by` does not know.
-                    for (double& value : right) {
-                        if (value != -1 || type != Type::i8) continue;
-                        const int i = int(&value - right.data());
-                        check.near(unpacked(row[phase * to.rows.phase() + i % CELLS], type, i / CELLS, 1 / 128.0), -1, 0, "byte 0");
-                        row[phase * to.rows.phase() + i % CELLS] += 1u << (8 * (i / CELLS));
+                    // Exact in all types. Byte 0 is one value more than maps have, and than `kept_by` knows.
+                    for (int i = 0; i < channels * CELLS; ++i) {
+                        if (right[i] != -1 || type != Type::i8) continue;
+                        uint32_t& word = row[phase * to.rows.phase() + i % CELLS];
+                        check.near(unpacked(word, type, i / CELLS, 1 / 128.0), -1, 0, "byte 0");
+                        word += 1u << (8 * (i / CELLS));
                     }
-                    check_packed(check, row + phase * to.rows.phase(), to.rows.stride(), type, 1 / 128.0, channels, CELLS,
-                                 right, exact);
+                    check_packed(check, row + phase * to.rows.phase(), to.rows.stride(), type, 1 / 128.0, channels,
+                                 CELLS, right, exact);
                 }
             }
         }
@@ -426,8 +433,8 @@ void check_nine(Check& check) {
 
         std::vector<float> lines[3];
         for (std::vector<float>& line : lines) line = random_floats(CHANNELS * STRIDE + 2 * PAD);
-        check.kernels.factors(lines[0].data() + PAD, lines[1].data() + PAD, lines[2].data() + PAD, CHANNELS, STRIDE, UNITS,
-                              CELLS, to);
+        check.kernels.factors(lines[0].data() + PAD, lines[1].data() + PAD, lines[2].data() + PAD, CHANNELS, STRIDE,
+                              UNITS, CELLS, to);
         compare([&](int map, int channel, int cell) {
             // Here, and halves of what the neighbour before and the one after have more: down, then across.
             const auto down = [&](int at) {
@@ -439,7 +446,8 @@ void check_nine(Check& check) {
             return map % 3 == 0 ? here : (down(cell + (map % 3 == 1 ? -1 : 1)) - here) / 2;
         });
 
-        const std::vector<float> products[2] = {random_floats(9 * WIDEST_BLOCK * WIDTH), random_floats(9 * WIDEST_BLOCK * WIDTH)};
+        std::vector<float> products[2];
+        for (std::vector<float>& product : products) product = random_floats(9 * WIDEST_BLOCK * WIDTH);
         const float slope = 0.125f;
         constexpr int FIRST = 8;
         check.kernels.combine(products[0].data(), 0, FIRST, UNITS, CELLS, slope, CHANNELS, to);
@@ -470,7 +478,8 @@ void check_answers(Check& check) {
         std::vector<float> values[2];
         for (bool probabilities : {false, true}) {
             values[probabilities].resize(CELLS * PHASES * classes);
-            check.kernels.values(logits.data(), pair, WIDTH, classes, CELLS, probabilities, values[probabilities].data());
+            float* to = values[probabilities].data();
+            check.kernels.values(logits.data(), pair, WIDTH, classes, CELLS, probabilities, to);
         }
         for (int pixel = 0; pixel < CELLS * PHASES; ++pixel) {
             int best = 0;
@@ -495,7 +504,8 @@ int main() {
     bool right = true;
     for (const InstructionSet& set : instruction_sets()) {
         if (!set.runs_here) {
-            std::printf("%-12s %s\n", set.kernels->name, set.problem.empty() ? "not on this processor" : set.problem.c_str());
+            const char* why = set.problem.empty() ? "not on this processor" : set.problem.c_str();
+            std::printf("%-12s %s\n", set.kernels->name, why);
             right = right && set.problem.empty();
             if (set.problem.empty()) continue;
         }
