@@ -10,7 +10,7 @@ namespace {
 #include "neon_sdot.h"
 
 // BFDOT adds two products and then the sum, each time rounding to odd: errors in float32 are 1.4 times those of other
-// sets, and a thousandth of what rounding to bfloat16 has done.
+// sets, and a ten-thousandth of what rounding to bfloat16 has done.
 struct DotBF16 {
     using Sum = float32x4_t;
     using Input = bfloat16x8_t;
