@@ -39,9 +39,17 @@ class Convolution {
     const std::vector<int>& block_sizes() const { return block_sizes_; }
     // Rows that are best computed together.
     int rows_together() const { return form_ == Form::winograd ? 4 : 1; }
+    // Rows of the map that this convolution reads, in memory from `arena` or at `words`. `zeros`: by type, see `Rows`.
+    Rows rows(uint32_t* words, const uint32_t* const* zeros, int height, int capacity, int phases, int cells) const {
+        return Rows(words, zeros[int(input_.type)], height, capacity, phases, groups_, input_, cells);
+    }
+    Rows rows(Arena& arena, const uint32_t* const* zeros, int height, int capacity, int phases, int cells) const {
+        const size_t row_words = Rows::words_of_row(phases, groups_, cells);
+        return rows(arena.take(row_words * std::min(capacity, height)), zeros, height, capacity, phases, cells);
+    }
+
     // Multiply-accumulates of a row of outputs, for each unit of cells, padding included.
     double macs() const;
-    size_t bytes() const { return words_.bytes(); }
 
     // Adds scale, bias and number of outputs to `finish`.
     Finish complete(Finish finish) const;

@@ -27,13 +27,10 @@ void Downsample::run(const Image& image, int first, int last, const Rows& x0, fl
     const int cells = image.width / PHASES, units = round_up(cells, UNIT) / UNIT;
     const ptrdiff_t width = units * UNIT;      // of a row of floats
     const size_t plane = width_ * width;       // of a phase of floats
-    const auto rows = [&](const Convolution& reader, int height, int capacity, int phases) {
-        const Format& format = reader.input();
-        return Rows(arena, zeros[int(format.type)], height, capacity, phases, reader.groups(), format, cells);
-    };
     // Each convolution of stride 2 reads rows 2 y - 1 .. 2 y + 1, the composed one 2 y - 2 .. 2 y + 2.
-    const Rows pixels = rows(stem_, image.height, 5, PHASES);
-    const Rows half = rows(second_, image.height / 2, 3, 4), quarter = rows(third_, image.height / 4, 3, 2);
+    const Rows pixels = stem_.rows(arena, zeros, image.height, 5, PHASES, cells);
+    const Rows half = second_.rows(arena, zeros, image.height / 2, 3, 4, cells);
+    const Rows quarter = third_.rows(arena, zeros, image.height / 4, 3, 2, cells);
     float* const border = arena.take_floats(plane);           // what the composed convolution misses there
     float* const edge = arena.take_floats(width_ * UNIT);
     float* const half_row = arena.take_floats(4 * plane);
@@ -84,13 +81,12 @@ void Downsample::run(const Image& image, int first, int last, const Rows& x0, fl
     const int first_half = std::max(4 * first - 3, 0);
     Stream make_half(first_half, image.height / 2, 1, [&](int y, int) {
         make_pixels.need(2 * y + 3);
-        const uint32_t* lines[6];
+        const uint32_t* lines[5];
         for (int i = 0; i < 5; ++i) lines[i] = pixels.read(2 * y - 2 + i);
         for (int phase = 0; phase < 4; ++phase) {
             const Taps taps = taps_around(phase, 2, 2, PHASES, pixels.phase());
-            Finish finish = kept(half_row + phase * plane, width);
-            finish.packed = half.row(y) + phase * half.phase(), finish.packed_stride = half.stride();
-            finish.packed_type = half.format().type, finish.inverse_step = 1 / half.format().step;
+            Finish finish = half.packing(y, phase);
+            finish.kept = half_row + phase * plane, finish.kept_stride = width;
             if (y == 0 || phase == 0) {
                 add_border(y, phase, lines, taps);
                 finish.addend = border, finish.addend_stride = width;
@@ -113,10 +109,9 @@ void Downsample::run(const Image& image, int first, int last, const Rows& x0, fl
         const uint32_t* lines[3];
         for (int i = 0; i < 3; ++i) lines[i] = half.read(2 * y - 1 + i);
         for (int phase = 0; phase < 2; ++phase) {
-            Finish finish = kept(quarter_row + phase * plane, width);
+            Finish finish = quarter.packing(y, phase);
+            finish.kept = quarter_row + phase * plane, finish.kept_stride = width;
             finish.addend = half_pooled + phase * plane, finish.addend_stride = width;
-            finish.packed = quarter.row(y) + phase * quarter.phase(), finish.packed_stride = quarter.stride();
-            finish.packed_type = quarter.format().type, finish.inverse_step = 1 / quarter.format().step;
             second_.row(lines, taps_around(phase, 1, 2, 4, half.phase()).data(), half.stride(), units, finish);
         }
         if (y % 2 == 0 || y > first_quarter) kernels_.pool(quarter_row, 1, plane, y % 2, pooled);
@@ -126,12 +121,9 @@ void Downsample::run(const Image& image, int first, int last, const Rows& x0, fl
         make_quarter.need(2 * y + 2);
         const uint32_t* lines[3];
         for (int i = 0; i < 3; ++i) lines[i] = quarter.read(2 * y - 1 + i);
-        Finish finish;
-        if (map) finish = kept(result, width);
-        finish.cells = cells;
+        Finish finish = x0.packing(y);
+        if (map) finish.kept = result, finish.kept_stride = width;
         finish.addend = pooled, finish.addend_stride = width;
-        finish.packed = x0.row(y), finish.packed_stride = x0.stride();
-        finish.packed_type = x0.format().type, finish.inverse_step = 1 / x0.format().step;
         third_.row(lines, taps_around(0, 1, 2, 2, quarter.phase()).data(), quarter.stride(), units, finish);
         if (map) export_row(result, 1, width_, cells, width, map + size_t(y) * cells * width_);
     }

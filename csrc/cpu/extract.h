@@ -32,8 +32,6 @@ class Extract {
     void run(const Maps& maps, int height, int cells, const Member& member, float* shallow, float* deep,
              const uint32_t* const* zeros, Arena& arena) const;
 
-    Format x0_format() const { return head_.input(); }
-    int x0_groups() const { return head_.groups(); }
     size_t zero_words(int cells) const;
 
     // Multiply-accumulates for a row of cells, for each unit of them.
@@ -44,8 +42,8 @@ class Extract {
         std::vector<Convolution> parts;
         float slope;
         std::vector<int> channels;  // outputs of each part
-        int groups(Format format) const;
         int rows_together() const;
+        int reach() const;  // rows to either side that it reads
     };
     struct Block {
         std::vector<Layer> layers;  // but the last
@@ -54,8 +52,7 @@ class Extract {
     };
     struct Scratch;
 
-    Rows packed_rows(const Convolution& reader, uint32_t* words, int height, int cells,
-                     const uint32_t* const* zeros) const;
+    static std::vector<Rows> rings(const Block& block, int height, int cells, const uint32_t* const* zeros, Arena& arena);
     void run_layers(const Block& block, const Rows& input, const Rows& narrow, int height, int cells, int first, int last,
                     const uint32_t* const* zeros, const Scratch& scratch) const;
 

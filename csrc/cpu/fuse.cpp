@@ -18,6 +18,14 @@ constexpr Values VALUES[PIXELS] = {{3, {-1, 0, 0}, {2, 0, 1}},
                                    {2, {0, 0, 0}, {1, 2, 0}},
                                    {3, {0, 0, 1}, {1, 2, 0}}};
 
+// Words to the values that a column of pixels reads.
+Taps value_taps(int column, ptrdiff_t map_words) {
+    Taps taps = {};
+    const Values& across = VALUES[column];
+    for (int i = 0; i < across.count; ++i) taps[i] = across.value[i] * map_words + across.cell[i];
+    return taps;
+}
+
 std::string numbered(const std::string& name, int number) { return name + "." + std::to_string(number); }
 
 }  // namespace
@@ -91,16 +99,12 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
       lower_(0, 0, 1, nullptr),
       upper_(0, 0, 1, nullptr) {
     const int height = shallow.height(), fused = fuse.sizes_.fused;
-    const auto rows = [&](const Convolution& reader, int height, int capacity, int phases) {
-        const Format& format = reader.input();
-        return Rows(arena, zeros[int(format.type)], height, capacity, phases, reader.groups(), format, cells);
-    };
     const Convolution &smooth = fuse.smooth_.front(), &reduce = fuse.reduce_.front();
     if (fuse.sizes_.learned_upsampling) {
         const int half = PIXELS * height;
         // Made in whole cells, so up to three rows early.
-        shuffled_ = rows(smooth, half, smooth.rows_together() + 2 + 3, PIXELS);
-        smooth_ = rows(reduce, half, reduce.rows_together() + 2, PIXELS);
+        shuffled_ = smooth.rows(arena, zeros, half, smooth.rows_together() + 2 + 3, PIXELS, cells);
+        smooth_ = reduce.rows(arena, zeros, half, reduce.rows_together() + 2, PIXELS, cells);
         winograd_ = WinogradParts(arena, std::max(shuffled_.row_words(), smooth_.row_words()));
         const int begin = std::max(first - 2, 0);
         // Whole rows of cells: a pixel's convolutions read the same features.
@@ -108,10 +112,8 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
         upper_ = Stream(first - 1, half, smooth.rows_together(), [this](int row, int count) {
             lower_.need((row + count) / PIXELS + 1);
             convolve_rows(fuse_.smooth_.front(), shuffled_, PIXELS, row, count, cells_, winograd_, [&](int at, int phase) {
-                Finish finish;
-                finish.slope = fuse_.smooth_slope_, finish.cells = cells_;
-                finish.packed = smooth_.row(at) + phase * smooth_.phase(), finish.packed_stride = smooth_.stride();
-                finish.packed_type = smooth_.format().type, finish.inverse_step = 1 / smooth_.format().step;
+                Finish finish = smooth_.packing(at, phase);
+                finish.slope = fuse_.smooth_slope_;
                 return finish;
             });
         });
@@ -122,8 +124,8 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
     mixed_rows_ = arena.take_floats(3 * mixed_words);
     zero_row_ = arena.take_floats(mixed_words);
     products_ = arena.take_floats(size_t(NINE) * WIDEST_BLOCK * width_);
-    factors_ = rows(smooth, 1, 1, NINE);
-    values_ = rows(reduce, height, 3, NINE);
+    factors_ = smooth.rows(arena, zeros, 1, 1, NINE, cells);
+    values_ = reduce.rows(arena, zeros, height, 3, NINE, cells);
     // Of a cell's three columns of values.
     if (fuse.by_columns()) winograd_ = WinogradParts(arena, 3 * values_.phase() + 2 * PAD);
     if (!arena.has_memory()) return;
@@ -142,18 +144,17 @@ float* Fuse::Run::mixed_row(int row) const {
 void Fuse::Run::mix_row(int row) {
     const uint32_t* lines[2] = {shallow_.row(row), deep_.row(row)};
     const ptrdiff_t here = 0;
-    Finish finish;
-    finish.slope = fuse_.mix_slope_, finish.cells = cells_;
     if (!fuse_.sizes_.learned_upsampling) {
+        Finish finish;
+        finish.slope = fuse_.mix_slope_, finish.cells = cells_;
         finish.kept = mixed_row(row), finish.kept_stride = run_;
         fuse_.mix_.front().row(lines, &here, shallow_.stride(), units_, finish);
         return;
     }
     for (int i = 0; i < PIXELS; ++i) {
         for (int j = 0; j < PIXELS; ++j) {
-            finish.packed = shuffled_.row(PIXELS * row + i) + j * shuffled_.phase();
-            finish.packed_stride = shuffled_.stride(), finish.packed_type = shuffled_.format().type;
-            finish.inverse_step = 1 / shuffled_.format().step;
+            Finish finish = shuffled_.packing(PIXELS * row + i, j);
+            finish.slope = fuse_.mix_slope_;
             fuse_.mix_[PIXELS * i + j].row(lines, &here, shallow_.stride(), units_, finish);
         }
     }
@@ -188,10 +189,8 @@ void Fuse::Run::values_row(int row) {
 }
 
 Finish Fuse::Run::y_ending(int row, int phase) {
-    Finish finish;
-    finish.slope = fuse_.reduce_slope_, finish.cells = cells_;
-    finish.packed = y_.row(row) + phase * y_.phase(), finish.packed_stride = y_.stride();
-    finish.packed_type = y_.format().type, finish.inverse_step = 1 / y_.format().step;
+    Finish finish = y_.packing(row, phase);
+    finish.slope = fuse_.reduce_slope_;
     const int channels = fuse_.sizes_.y;
     if (map_) finish.kept = y_rows_ + (row % PIXELS * PIXELS + phase) * channels * width_, finish.kept_stride = width_;
     return finish;
@@ -216,12 +215,10 @@ void Fuse::Run::y_cells(int row) {
     winograd_.transform(fuse_.kernels_, lines, 3 * values_.phase() + 2 * PAD);
     for (int i = 0; i < WinogradParts::COUNT; ++i) lines[i] = winograd_.part(i) + PAD;
     for (int phase = 0; phase < PIXELS; ++phase) {
-        const Values& across = VALUES[phase];
-        ptrdiff_t taps[3];
-        for (int i = 0; i < across.count; ++i) taps[i] = across.value[i] * values_.phase() + across.cell[i];
+        const Taps taps = value_taps(phase, values_.phase());
         Finish rows[PIXELS];
         for (int i = 0; i < PIXELS; ++i) rows[i] = y_ending(PIXELS * row + i, phase);
-        fuse_.reduce_[phase].winograd_rows(lines, taps, values_.stride(), units_, rows, PIXELS);
+        fuse_.reduce_[phase].winograd_rows(lines, taps.data(), values_.stride(), units_, rows, PIXELS);
     }
     for (int i = 0; i < PIXELS; ++i) export_y(PIXELS * row + i);
 }
@@ -252,10 +249,9 @@ void Fuse::Run::make(int first, int count) {
             lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase();
         }
         for (int phase = 0; phase < PIXELS; ++phase) {
-            const Values& across = VALUES[phase];
-            ptrdiff_t taps[3];
-            for (int i = 0; i < across.count; ++i) taps[i] = across.value[i] * values_.phase() + across.cell[i];
-            fuse_.reduce_[row % PIXELS * PIXELS + phase].row(lines, taps, values_.stride(), units_, y_ending(row, phase));
+            const Taps taps = value_taps(phase, values_.phase());
+            const Convolution& reduce = fuse_.reduce_[row % PIXELS * PIXELS + phase];
+            reduce.row(lines, taps.data(), values_.stride(), units_, y_ending(row, phase));
         }
         export_y(row);
     }

@@ -85,21 +85,26 @@ class Rows {
         : height_(height),
           capacity_(std::min(capacity, height)),
           groups_(groups),
+          cells_(cells),
           stride_(run_words(cells)),
           row_words_(words_of_row(phases, groups, cells)),
           format_(format),
           zero_row_(zero_row + PAD),
           words_(words) {}
 
-    Rows(Arena& arena, const uint32_t* zero_row, int height, int capacity, int phases, int groups, Format format,
-         int cells)
-        : Rows(arena.take(words_of_row(phases, groups, cells) * std::min(capacity, height)), zero_row, height, capacity,
-               phases, groups, format, cells) {}
-
     // Cell 0 of the first group of phase 0.
     uint32_t* row(int index) const { return words_ + index % capacity_ * row_words_ + PAD; }
     const uint32_t* read(int index) const { return index < 0 || index >= height_ ? zero() : row(index); }
     const uint32_t* zero() const { return zero_row_; }
+
+    // What packs outputs into a row and phase, from its group `first_group` on.
+    Finish packing(int index, int phase = 0, int first_group = 0) const {
+        Finish finish;
+        finish.packed = row(index) + phase * this->phase() + first_group * stride_, finish.packed_stride = stride_;
+        finish.packed_type = format_.type, finish.inverse_step = 1 / format_.step;
+        finish.cells = cells_;
+        return finish;
+    }
 
     int height() const { return height_; }
     int groups() const { return groups_; }
@@ -109,7 +114,7 @@ class Rows {
     const Format& format() const { return format_; }
 
   private:
-    int height_ = 0, capacity_ = 1, groups_ = 0;
+    int height_ = 0, capacity_ = 1, groups_ = 0, cells_ = 0;
     ptrdiff_t stride_ = 0;
     size_t row_words_ = 0;
     Format format_;

@@ -130,10 +130,8 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
         const ptrdiff_t width = round_up(cells, UNIT);
         import_row(from + size_t(row) * phases * cells * channels, phases, channels, cells, width, floats);
         for (int phase = 0; phase < phases; ++phase) {
-            Finish finish;
-            finish.outputs = channels, finish.cells = cells;
-            finish.packed = to.row(row) + phase * to.phase(), finish.packed_stride = to.stride();
-            finish.packed_type = to.format().type, finish.inverse_step = 1 / to.format().step;
+            Finish finish = to.packing(row, phase);
+            finish.outputs = channels;
             kernels_.finish(floats + phase * channels * width, width, int(width) / UNIT, finish);
         }
     };
@@ -172,9 +170,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
     if (run.stage == Stage::downsample || run.stage == Stage::extract) return;
 
     Arena arena = scratch;
-    const Format y_format = segment_.input();
-    const Rows y(arena, zeros[int(y_format.type)], COLUMNS * height, segment_.rows_kept() + fuse_.rows_early(), COLUMNS,
-                 segment_.input_groups(), y_format, cells);
+    const Rows y = segment_.y_rows(arena, zeros, COLUMNS * height, fuse_.rows_early(), cells);
     const int first_row = COLUMNS * first, last_row = COLUMNS * last;
     Answer answer;
     answer.kind = run.kind, answer.labels = of_image(run.labels, pixels);

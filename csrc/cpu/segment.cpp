@@ -26,13 +26,16 @@ size_t Segment::zero_words(int cells) const {
     return Rows::words_of_row(COLUMNS, std::max(narrow_.groups(), tail_.groups()), cells) + PAD;
 }
 
+Rows Segment::y_rows(Arena& arena, const uint32_t* const* zeros, int height, int extra, int cells) const {
+    return narrow_.rows(arena, zeros, height, narrow_.rows_together() + 2 + extra, COLUMNS, cells);
+}
+
 void Segment::run(const Rows& y, const std::function<void(int, int)>& make_y, int cells, int first, int last,
                   const Answer& answer, const uint32_t* const* zeros, Arena& arena) const {
     const int height = y.height(), units = round_up(cells, UNIT) / UNIT;
     const ptrdiff_t width = units * UNIT;
     const int outputs = tail_.outputs(), together = tail_.rows_together();
-    const Format& format = tail_.input();
-    const Rows narrow(arena, zeros[int(format.type)], height, together + 2, COLUMNS, tail_.groups(), format, cells);
+    const Rows narrow = tail_.rows(arena, zeros, height, together + 2, COLUMNS, cells);
     const size_t row_logits = COLUMNS * outputs * width;
     float* const logits = arena.take_floats(together * row_logits);
     float* const edge = arena.take_floats(outputs * UNIT);
@@ -43,10 +46,8 @@ void Segment::run(const Rows& y, const std::function<void(int, int)>& make_y, in
     Stream narrow_rows(first - 1, height, narrow_.rows_together(), [&](int row, int count) {
         y_rows.need(row + count + 1);
         convolve_rows(narrow_, y, COLUMNS, row, count, cells, winograd, [&](int at, int phase) {
-            Finish finish;
-            finish.slope = slope_, finish.cells = cells;
-            finish.packed = narrow.row(at) + phase * narrow.phase(), finish.packed_stride = narrow.stride();
-            finish.packed_type = format.type, finish.inverse_step = 1 / format.step;
+            Finish finish = narrow.packing(at, phase);
+            finish.slope = slope_;
             return finish;
         });
     });

@@ -13,11 +13,8 @@ class Segment {
   public:
     Segment(const Kernels& kernels, const Operands& operands);
 
-    Format input() const { return narrow_.input(); }
-    int input_groups() const { return narrow_.groups(); }
-    // Rows of y that are read together, and that must be kept.
-    int rows_together() const { return narrow_.rows_together(); }
-    int rows_kept() const { return narrow_.rows_together() + 2; }
+    // Rows of y as this reads them, `extra` more than it needs at a time.
+    Rows y_rows(Arena& arena, const uint32_t* const* zeros, int height, int extra, int cells) const;
     size_t zero_words(int cells) const;
     // Multiply-accumulates for a row of cells, for each unit of them, without the image's border.
     double macs() const { return 16 * (narrow_.macs() + tail_.macs()); }

@@ -128,7 +128,7 @@ class _Types:
         self._exact = exact | ({"downsample.stem"} if "downsample.0" in exact else set())
 
     def operand(self, name: str, weight: Tensor, bias: Tensor) -> Operand:
-        """`weight` [O, I, lines, taps], or [lines, taps, I, O] already laid out by a caller."""
+        """A convolution as the extension takes it; `weight` is [lines, taps, I, O] already."""
         step = self._step(name)
         return Operand(
             np.ascontiguousarray(weight.float().numpy()),
