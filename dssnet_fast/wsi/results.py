@@ -1,0 +1,119 @@
+"""What the analysis of a slide gives, as the writers of outputs take it.
+
+Coordinates are those of `dssnet_fast.nuclei` in the analysed image, which is the slide at the
+resolution of the model: x to the right, y down, in px, and pixel (row r, column c) is the square
+from (c, r) to (c + 1, r + 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the analysed image lies in the slide.
+
+    Attributes:
+        width: Of the analysed image, px.
+        height: Of the analysed image, px.
+        mpp: Micrometres per px of the analysed image.
+        scale: Px of the slide's finest level per px of the analysed image.
+        origin: (x, y) of the finest level, px, that is (0, 0) in outputs: (0, 0), or the corner of
+            the part that QuPath shows.
+    """
+
+    width: int
+    height: int
+    mpp: float
+    scale: float
+    origin: tuple[int, int] = (0, 0)
+
+    def to_output(self, points: np.ndarray) -> np.ndarray:
+        """Points of the analysed image, [..., 2] of (x, y), in px of the slide as outputs count."""
+        return points * self.scale - np.asarray(self.origin, float)
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Outlines of N nuclei; rings as `dssnet_fast.nuclei.outlines` describes them.
+
+    Attributes:
+        points: int32 [P, 2] of (x, y), px of the analysed image; each ring is closed.
+        rings: int64 [R + 1], where in `points` each ring begins; the last is P.
+        nuclei: int64 [N + 1], where in `rings` each nucleus begins, exterior first; the last is R.
+    """
+
+    points: np.ndarray
+    rings: np.ndarray
+    nuclei: np.ndarray
+
+
+@dataclass(frozen=True)
+class NucleusTable:
+    """Some nuclei of a slide, in the order of their ids. All arrays have N elements.
+
+    Attributes:
+        id: int64, from 1 on without gaps over all tables of a slide.
+        class_index: uint8, 1 or more.
+        x: float64, centroid, px.
+        y: float64, centroid, px.
+        area: int64, px.
+        perimeter: float64, px.
+        eccentricity: float64.
+        solidity: float64, area over the area of the convex hull.
+        mean_probability: float64, of the class.
+        mean_od: float64, optical density, mean over the pixels and colours.
+        integrated_od: float64, optical density times area in px.
+        bounds: int64 [N, 4], (left, top, right, bottom) in px, right and bottom excluded.
+        outlines: Their outlines.
+    """
+
+    id: np.ndarray
+    class_index: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    area: np.ndarray
+    perimeter: np.ndarray
+    eccentricity: np.ndarray
+    solidity: np.ndarray
+    mean_probability: np.ndarray
+    mean_od: np.ndarray
+    integrated_od: np.ndarray
+    bounds: np.ndarray
+    outlines: Outlines
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+@dataclass(frozen=True)
+class LabelledRuns:
+    """Horizontal stretches of pixels of one class and one nucleus, in the order of rows, then columns.
+
+    Attributes:
+        row: int32.
+        start: int32, first column.
+        end: int32, column after the last.
+        label: uint8, the class, 1 or more.
+        id: uint32, the nucleus, or 0 for pixels that belong to none (too small, or outside).
+    """
+
+    row: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    label: np.ndarray
+    id: np.ndarray
+
+
+class Labels(Protocol):
+    """The label map of a slide, which may be larger than memory."""
+
+    def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
+        """The runs of those rows from `top` to `bottom`, excluded, that are multiples of `step`.
+
+        Calls with increasing `top` are cheap.
+        """
