@@ -11,20 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dssnet_fast import contours
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.runs import Runs, connect, find_runs, run_sums
 
-# Steps along pixel edges, clockwise on the screen: right, down, left, up. A nucleus lies to the
-# right of its edges.
-_STEP_X = np.array([1, 0, -1, 0])
-_STEP_Y = np.array([0, 1, 0, -1])
-
-# How much a border pixel adds to the perimeter, by its number of direct and of diagonal
-# neighbours that are border pixels as well (skimage.measure.perimeter with neighborhood=4, after
-# Benkrid and Crookes: "Design and FPGA implementation of a perimeter estimator", 2000).
-_PERIMETER_WEIGHTS = np.zeros((5, 5))
-_PERIMETER_WEIGHTS[[2, 2, 2, 3, 3, 3], [0, 1, 2, 0, 1, 2]] = 1
-_PERIMETER_WEIGHTS[[0, 1], [2, 3]] = np.sqrt(2)
-_PERIMETER_WEIGHTS[[1, 1], [1, 2]] = (1 + np.sqrt(2)) / 2
+# Probabilities are summed as whole multiples of 1 / PROBABILITY_UNITS: exact, in whatever order.
+PROBABILITY_UNITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -85,116 +77,50 @@ def find_nuclei(labels: np.ndarray, probability: np.ndarray, min_area: int = 15)
         )
     if min_area < 0:
         raise InputError(f"find_nuclei: min_area must be 0 or more, got {min_area}")
-    from skimage.measure import label
+    height, width = labels.shape
+    runs = find_runs(labels)
+    component = connect(runs)
+    area = np.bincount(component, weights=runs.length).astype(np.int64)
+    kept = area >= min_area
+    ids = np.where(kept, np.cumsum(kept), 0)
+    runs, component = runs[kept[component]], ids[component[kept[component]]]
 
-    instances = label(labels, background=0, connectivity=1)
-    areas = np.bincount(instances.ravel())
-    areas[0] = 0
-    kept = (areas >= max(min_area, 1)).nonzero()[0]
-    new_ids = np.zeros(len(areas), np.int32)
-    new_ids[kept] = np.arange(1, len(kept) + 1, dtype=np.int32)
-    instances = new_ids[instances]
-    return _measure(instances, labels, probability, len(kept))
+    canvas = contours.Canvas(0, height, 0, width)
+    places = canvas.paint(runs, component)
+    count = int(kept.sum())
+    shape = measure(runs, component - 1, count)
+    flat = places - canvas.places(np.zeros(1, int), np.zeros(1, int))
+    pixels = flat // canvas.stride * width + flat % canvas.stride
+    probabilities = run_sums(probability_units(probability.ravel()[pixels]), runs)
+    return Nuclei(
+        instances=canvas.dense(),
+        class_index=shape.class_index,
+        area=shape.area,
+        perimeter=contours.perimeters(canvas, contours.border(canvas, places), count),
+        eccentricity=shape.eccentricity,
+        x=shape.x,
+        y=shape.y,
+        mean_probability=total(probabilities, component - 1, count)
+        / (shape.area * PROBABILITY_UNITS),
+        bounds=shape.bounds,
+    )
 
 
-def outlines(instances: np.ndarray) -> list[list[np.ndarray]]:
-    """The exact outlines of all instances of a map, along the edges of their pixels.
+def outlines(instances: np.ndarray) -> contours.Outlines:
+    """The exact outlines of all instances of a map.
 
     Args:
         instances: integer [H, W], 0 for background; the ids are 1 to N, and the pixels of each
             are connected through their sides.
-
-    Returns:
-        For each id in order its rings, the exterior first, then holes. A ring is int64
-        [corners + 1, 2] of (x, y) in px, closed, without points on straight lines. Exteriors have
-        positive area by the shoelace formula, holes negative (the orientation RFC 7946 asks for).
-        Each is one valid polygon: no ring touches itself, and rings meet at single points at most.
     """
-    count = int(instances.max(initial=0))
-    found: list[list[np.ndarray]] = [[] for _ in range(count)]
-    if not count:
-        return found
-    # A margin of background lets every edge and neighbour be looked up without special cases.
-    padded = np.pad(instances, 1)
-    stride = padded.shape[1]
-    flat = padded.ravel()
-
-    # An edge is 4 * pixel + direction. Beyond the top edge of a pixel (direction 0) lies the pixel
-    # above, beyond its right edge (1) the one to the right, and so on.
-    beyond = np.array([-stride, 1, stride, -1])
-    ahead = np.array([1, stride, -1, -stride])
-    pixels = np.pad(border(instances), 1).ravel().nonzero()[0]
-    edges = np.concatenate(
-        [
-            4 * pixels[flat[pixels + beyond[direction]] != flat[pixels]] + direction
-            for direction in range(4)
-        ]
-    )
-    edges.sort()
-    pixel, direction = edges >> 2, edges & 3
-
-    # The next edge turns left onto the pixel diagonally ahead if that belongs to the nucleus, goes
-    # straight on along the pixel ahead if that does, and otherwise turns right around its own
-    # pixel. Looking diagonally first joins corners that touch: the background between them is then
-    # two rings that meet at a point, not one ring that crosses itself.
-    straight = pixel + ahead[direction]
-    diagonal = straight + beyond[direction]
-    follow = np.where(
-        flat[diagonal] == flat[pixel],
-        4 * diagonal + ((direction - 1) & 3),
-        np.where(
-            flat[straight] == flat[pixel],
-            4 * straight + direction,
-            4 * pixel + ((direction + 1) & 3),
-        ),
-    )
-    following = np.searchsorted(edges, follow)
-    order, starts = _cycles(following)
-
-    pixel, direction = pixel[order], direction[order]
-    lengths = np.diff(np.append(starts, len(order)))
-    ring = np.repeat(np.arange(len(starts)), lengths)
-    before = np.arange(len(order)) - 1
-    before[starts] = starts + lengths - 1
-    corner = direction != direction[before]
-    pixel, direction, ring = pixel[corner], direction[corner], ring[corner]
-    # An edge begins, clockwise, at its pixel's top left, top right, bottom right or bottom left.
-    # (The margin moved pixels by one.)
-    x = pixel % stride - 1 + np.isin(direction, (1, 2))
-    y = pixel // stride - 1 + (direction >= 2)
-    points = np.stack([x, y], axis=1)
-
-    first = np.searchsorted(ring, np.arange(len(starts)))
-    owners = flat[pixel[first]].tolist()
-    for owner, part in zip(owners, np.split(points, first[1:]), strict=True):
-        closed = np.concatenate([part, part[:1]])
-        # The exterior begins at the topmost leftmost pixel's top edge. It is found first, for
-        # edges are sorted by pixel; what follows are holes.
-        found[owner - 1].append(closed)
-    return found
-
-
-def _cycles(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a permutation into its cycles.
-
-    Returns:
-        order: int64 [E], all elements, each cycle from its smallest element on; cycles by that.
-        starts: int64, where in `order` each cycle begins.
-    """
-    steps = following.tolist()
-    seen = bytearray(len(steps))
-    order: list[int] = []
-    starts: list[int] = []
-    for first in range(len(steps)):
-        if seen[first]:
-            continue
-        starts.append(len(order))
-        at = first
-        while not seen[at]:
-            seen[at] = 1
-            order.append(at)
-            at = steps[at]
-    return np.array(order, np.int64), np.array(starts, np.int64)
+    height, width = instances.shape
+    canvas = contours.Canvas(0, height, 0, width)
+    rows, columns = instances.nonzero()
+    places = canvas.places(rows, columns)
+    canvas.ids[places] = instances[rows, columns]
+    tracer = contours.Tracer()
+    tracer.add(canvas, contours.border(canvas, places))
+    return tracer.outlines(int(instances.max(initial=0)))
 
 
 def border(instances: np.ndarray) -> np.ndarray:
@@ -216,76 +142,69 @@ def border(instances: np.ndarray) -> np.ndarray:
     return found & (instances != 0)
 
 
-def _measure(
-    instances: np.ndarray, labels: np.ndarray, probability: np.ndarray, count: int
-) -> Nuclei:
-    # Row by row in runs of pixels of one nucleus: much fewer than pixels, and sums over a run have
-    # closed forms. Columns `start` to `end`, excluded.
-    row, start, end = _runs(instances)
-    owner = instances[row, start] - 1
-    length = end - start
+def probability_units(probability: np.ndarray) -> np.ndarray:
+    """Probabilities as int64 multiples of 1 / `PROBABILITY_UNITS`.
 
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(owner, weights=values, minlength=count)
+    Raises:
+        InputError: One is not finite.
+    """
+    if not np.isfinite(probability).all():
+        raise InputError("find_nuclei: probability must be finite")
+    return np.rint(probability * np.float32(PROBABILITY_UNITS)).astype(np.int64)
 
-    area = total(length).astype(np.int64)
-    bounds = _bounds(owner, row, start, end, count)
-    # Moments about each nucleus's own corner: whole numbers small enough to be exact.
-    first, last, dy = start - bounds[owner, 0], end - 1 - bounds[owner, 0], row - bounds[owner, 1]
+
+def total(values: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
+    """float64 [count], exact sums of whole numbers by owner."""
+    return np.bincount(owner, weights=values, minlength=count)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the pixels' places tell of N nuclei; attributes as those of `Nuclei`."""
+
+    class_index: np.ndarray
+    area: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    eccentricity: np.ndarray
+    bounds: np.ndarray
+
+
+def measure(runs: Runs, owner: np.ndarray, count: int) -> Shapes:
+    """Measure nuclei.
+
+    Args:
+        runs: Their pixels.
+        owner: int64 [R], which nucleus each run belongs to, from 0 on.
+        count: How many there are; each has a run.
+    """
+    length = runs.length
+    area = total(length, owner, count).astype(np.int64)
+    bounds = _bounds(runs, owner, count)
+    # Moments about each nucleus's own corner: whole numbers small enough to be exact. Sums over a
+    # run have closed forms.
+    first, last = runs.start - bounds[owner, 0], runs.end - 1 - bounds[owner, 0]
+    dy = runs.row - bounds[owner, 1]
     sum_x = (first + last) * length // 2
-    mean_x, mean_y = total(sum_x) / area, total(dy * length) / area
-    xx = total(_sum_of_squares(last) - _sum_of_squares(first - 1)) / area - mean_x**2
-    yy = total(dy * dy * length) / area - mean_y**2
-    xy = total(dy * sum_x) / area - mean_x * mean_y
+    squares = _sum_of_squares(last) - _sum_of_squares(first - 1)
+    mean_x, mean_y = total(sum_x, owner, count) / area, total(dy * length, owner, count) / area
+    xx = total(squares, owner, count) / area - mean_x**2
+    yy = total(dy * dy * length, owner, count) / area - mean_y**2
+    xy = total(dy * sum_x, owner, count) / area - mean_x * mean_y
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy**2)
     longest = (xx + yy + spread) / 2
     shortest = np.clip((xx + yy - spread) / 2, 0, None)
     ratio = np.divide(shortest, longest, out=np.ones(count), where=longest > 0)
-
-    mean_probability = total(_run_sums(probability, row, start, end)) / area
-    if not np.isfinite(mean_probability).all():
-        raise InputError("find_nuclei: probability must be finite")
     class_index = np.zeros(count, np.uint8)
-    class_index[owner] = labels[row, start]
-    return Nuclei(
-        instances=instances,
+    class_index[owner] = runs.label
+    return Shapes(
         class_index=class_index,
         area=area,
-        perimeter=_perimeters(instances, count),
-        eccentricity=np.sqrt(np.clip(1 - ratio, 0, 1)),
         x=bounds[:, 0] + mean_x + 0.5,
         y=bounds[:, 1] + mean_y + 0.5,
-        mean_probability=mean_probability,
+        eccentricity=np.sqrt(np.clip(1 - ratio, 0, 1)),
         bounds=bounds,
     )
-
-
-def _runs(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first column and column after the last of each run of one nucleus, in raster order."""
-    height, width = instances.shape
-    changes = np.ones((height, width + 1), bool)
-    changes[:, 1:-1] = instances[:, 1:] != instances[:, :-1]
-    row, column = changes.nonzero()
-    # From one change in a row to the next; the last change is the row's end.
-    row, start, end = row[:-1], column[:-1], column[1:]
-    kept = start < width
-    row, start, end = row[kept], start[kept], end[kept]
-    kept = instances[row, start] > 0
-    return row[kept], start[kept], end[kept]
-
-
-def _run_sums(
-    values: np.ndarray, row: np.ndarray, start: np.ndarray, end: np.ndarray
-) -> np.ndarray:
-    """float64, the sum of `values` [H, W] over each run."""
-    width = values.shape[1]
-    ends = np.stack([row * width + start, row * width + end], axis=1).ravel()
-    if not len(ends):
-        return np.zeros(0)
-    # Every second sum is that of the gap to the next run. There is none after the last pixel.
-    if ends[-1] == values.size:
-        ends = ends[:-1]
-    return np.add.reduceat(values.ravel(), ends, dtype=np.float64)[::2]
 
 
 def _sum_of_squares(last: np.ndarray) -> np.ndarray:
@@ -293,29 +212,11 @@ def _sum_of_squares(last: np.ndarray) -> np.ndarray:
     return last * (last + 1) * (2 * last + 1) // 6
 
 
-def _bounds(
-    owner: np.ndarray, row: np.ndarray, start: np.ndarray, end: np.ndarray, count: int
-) -> np.ndarray:
+def _bounds(runs: Runs, owner: np.ndarray, count: int) -> np.ndarray:
     bounds = np.zeros((count, 4), np.int64)
     bounds[:, :2] = np.iinfo(np.int64).max
-    np.minimum.at(bounds[:, 0], owner, start)
-    np.minimum.at(bounds[:, 1], owner, row)
-    np.maximum.at(bounds[:, 2], owner, end)
-    np.maximum.at(bounds[:, 3], owner, row + 1)
+    np.minimum.at(bounds[:, 0], owner, runs.start)
+    np.minimum.at(bounds[:, 1], owner, runs.row)
+    np.maximum.at(bounds[:, 2], owner, runs.end)
+    np.maximum.at(bounds[:, 3], owner, runs.row + 1)
     return bounds
-
-
-def _perimeters(instances: np.ndarray, count: int) -> np.ndarray:
-    # With a margin, so that every pixel has all its neighbours.
-    on_border = np.pad(np.where(border(instances), instances, 0), 1)
-    stride = on_border.shape[1]
-    flat = on_border.ravel()
-    pixels = flat.nonzero()[0]
-    own = flat[pixels]
-
-    def neighbours(steps: tuple[int, ...]) -> np.ndarray:
-        return sum((flat[pixels + step] == own).astype(np.intp) for step in steps)
-
-    direct = neighbours((-stride, -1, 1, stride))
-    diagonal = neighbours((-stride - 1, -stride + 1, stride - 1, stride + 1))
-    return np.bincount(own - 1, weights=_PERIMETER_WEIGHTS[direct, diagonal], minlength=count)

@@ -240,7 +240,7 @@ def _reduce_by_maximum(values: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _features(nuclei: Nuclei, class_names: Sequence[str], identity: str) -> Iterator[dict]:
-    for index, rings in enumerate(outlines(nuclei.instances)):
+    for index, rings in enumerate(outlines(nuclei.instances).to_lists()):
         kind = int(nuclei.class_index[index])
         number = index + 1
         yield {

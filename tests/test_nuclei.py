@@ -24,7 +24,7 @@ def random_maps(number, classes=3):
 
 
 def polygons_of(instances):
-    return [shapely.Polygon(rings[0], rings[1:]) for rings in outlines(instances)]
+    return [shapely.Polygon(rings[0], rings[1:]) for rings in outlines(instances).to_lists()]
 
 
 def raster(polygon, shape):
@@ -99,11 +99,11 @@ def test_outlines_are_valid_and_enclose_exactly_the_pixels():
 
 def test_rings_are_closed_oriented_and_without_needless_points():
     for labels, probability in random_maps(60):
-        for rings in outlines(find_nuclei(labels, probability, 0).instances):
+        for rings in outlines(find_nuclei(labels, probability, 0).instances).to_lists():
             assert shapely.LinearRing(rings[0]).is_ccw
             assert not any(shapely.LinearRing(ring).is_ccw for ring in rings[1:])
             for ring in rings:
-                assert ring.dtype == np.int64
+                assert ring.dtype == np.int32
                 assert (ring[0] == ring[-1]).all()
                 steps = np.diff(np.concatenate([ring, ring[1:2]]), axis=0)
                 # Along the axes, and every point a corner.
@@ -118,7 +118,7 @@ def test_a_single_pixel():
     assert found.area.tolist() == [1]
     assert found.eccentricity.tolist() == [0]
     assert (found.x[0], found.y[0]) == (2.5, 1.5)
-    ((ring,),) = outlines(found.instances)
+    ((ring,),) = outlines(found.instances).to_lists()
     assert ring.tolist() == [[2, 1], [3, 1], [3, 2], [2, 2], [2, 1]]
 
 
@@ -156,7 +156,7 @@ def test_nothing_found(shape):
     assert len(found) == 0
     assert found.bounds.shape == (0, 4)
     assert found.instances.shape == shape
-    assert outlines(found.instances) == []
+    assert outlines(found.instances).to_lists() == []
 
 
 def test_an_image_that_is_one_nucleus():

@@ -7,10 +7,13 @@ from (c, r) to (c + 1, r + 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
+
+from dssnet_fast.contours import Outlines, join_outlines
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,11 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Outlines:
-    """Outlines of N nuclei; rings as `dssnet_fast.nuclei.outlines` describes them.
-
-    Attributes:
-        points: int32 [P, 2] of (x, y), px of the analysed image; each ring is closed.
-        rings: int64 [R + 1], where in `points` each ring begins; the last is P.
-        nuclei: int64 [N + 1], where in `rings` each nucleus begins, exterior first; the last is R.
-    """
-
-    points: np.ndarray
-    rings: np.ndarray
-    nuclei: np.ndarray
-
-
-@dataclass(frozen=True)
 class NucleusTable:
     """Some nuclei of a slide, in the order of their ids. All arrays have N elements.
 
     Attributes:
-        id: int64, from 1 on without gaps over all tables of a slide.
+        id: int64, from 1 on without gaps over all tables of a slide; 0 before they are numbered.
         class_index: uint8, 1 or more.
         x: float64, centroid, px.
         y: float64, centroid, px.
@@ -89,10 +77,23 @@ class NucleusTable:
     def __len__(self) -> int:
         return len(self.id)
 
+    def __getitem__(self, which: np.ndarray) -> NucleusTable:
+        """Some of them, int64 [M] or bool [N], in that order."""
+        return NucleusTable(*(getattr(self, field.name)[which] for field in fields(self)))
+
+
+def join_tables(tables: Sequence[NucleusTable]) -> NucleusTable:
+    """The nuclei of several tables, one at least, as one."""
+    columns = [field.name for field in fields(NucleusTable) if field.name != "outlines"]
+    return NucleusTable(
+        **{name: np.concatenate([getattr(one, name) for one in tables]) for name in columns},
+        outlines=join_outlines([one.outlines for one in tables]),
+    )
+
 
 @dataclass(frozen=True)
 class LabelledRuns:
-    """Horizontal stretches of pixels of one class and one nucleus, in the order of rows, then columns.
+    """Horizontal stretches of pixels of one class and nucleus, by rows, then columns.
 
     Attributes:
         row: int32.

@@ -1,0 +1,165 @@
+"""Joining the nuclei that tile borders cut, and numbering all of a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dssnet_fast.nuclei import total
+from dssnet_fast.runs import Runs, connect
+from dssnet_fast.tiling import Box
+from dssnet_fast.wsi.measure import measure_nuclei
+from dssnet_fast.wsi.results import LabelledRuns, NucleusTable, join_tables
+from dssnet_fast.wsi.tile_nuclei import NOBODY, TileFile
+
+# Whether centroids, float64 [N] each, x and y in px of the analysed image, count.
+Counts = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _everywhere(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.ones(len(x), bool)
+
+
+class Stitched:
+    """The nuclei of a slide whose tiles are all stored.
+
+    In memory are the nuclei that borders cut, and a number for each other one; the rest is read
+    tile by tile. Ids run from tile to tile; a nucleus that was cut counts to the tile of its first
+    pixel.
+
+    Args:
+        cores: Where the tiles lie, in px of the analysed image; no two overlap.
+        files: Their files, as `tile_nuclei.to_bytes` makes them.
+        min_area: Nuclei of fewer pixels are none.
+        counts: Which nuclei to leave out, by their centroids.
+    """
+
+    def __init__(
+        self,
+        cores: Sequence[Box],
+        files: Sequence[Path],
+        min_area: int,
+        counts: Counts = _everywhere,
+    ) -> None:
+        self._cores = list(cores)
+        self._files = list(files)
+        parts = self._join(min_area)
+        kept = counts(self._joined.x, self._joined.y)
+
+        self._whole_ids: list[np.ndarray] = []
+        self._joined_ids = np.zeros(len(kept), np.int64)
+        self._joined_of: list[np.ndarray] = []
+        last = 0
+        for tile, file in enumerate(self._files):
+            mine = counts(*TileFile(file).centroids())
+            self._whole_ids.append(np.where(mine, last + np.cumsum(mine), 0).astype(np.uint32))
+            last += int(mine.sum())
+            joined = np.flatnonzero(kept & (self._tile_of == tile))
+            self._joined_ids[joined] = last + 1 + np.arange(len(joined))
+            self._joined_of.append(joined)
+            last += len(joined)
+        self.count = last
+        # For each part of each tile the id of the nucleus that it belongs to.
+        self._part_ids = [
+            np.append(self._joined_ids, 0)[nucleus].astype(np.uint32) for nucleus in parts
+        ]
+        self._open_files: dict[int, tuple[Runs, np.ndarray]] = {}
+
+    def _join(self, min_area: int) -> list[np.ndarray]:
+        """For each tile the nucleus that each of its parts belongs to, or `NOBODY`."""
+        found = [TileFile(file).open() for file in self._files]
+        part_count = [int(one.part.max(initial=-1)) + 1 for one in found]
+        begin = np.cumsum([0, *part_count])
+        tile = np.repeat(np.arange(len(found)), [len(one.runs) for one in found])
+        part = np.concatenate(
+            [np.zeros(0, np.int64), *(one.part + at for one, at in zip(found, begin, strict=False))]
+        )
+        runs = _concatenate([one.runs for one in found])
+        order = np.lexsort((runs.start, runs.row))
+        runs, part, tile = runs[order], part[order], tile[order]
+
+        def of_runs(name: str) -> np.ndarray:
+            values = [np.zeros(0, np.int64), *(getattr(one, name) for one in found)]
+            return np.concatenate(values)[order]
+
+        component = connect(runs, alike=part)
+        count = int(component.max(initial=-1)) + 1
+        large = total(runs.length, component, count) >= min_area
+        number = np.where(large, np.cumsum(large) - 1, NOBODY)
+        mine = large[component]
+        owner = number[component[mine]]
+        self._joined = measure_nuclei(
+            runs[mine],
+            owner,
+            int(large.sum()),
+            of_runs("probability")[mine],
+            of_runs("density")[mine],
+        )
+        first = np.full(int(large.sum()), len(owner), np.int64)
+        np.minimum.at(first, owner, np.arange(len(owner)))
+        self._tile_of = tile[mine][first]
+        nucleus = np.full(begin[-1], NOBODY, np.int64)
+        nucleus[part] = number[component]
+        return np.split(nucleus, begin[1:-1])
+
+    def tables(self) -> Iterator[NucleusTable]:
+        """All nuclei, in the order of their ids, a tile's at a time."""
+        for tile, file in enumerate(self._files):
+            ids = self._whole_ids[tile].astype(np.int64)
+            whole = replace(TileFile(file).table(), id=ids)
+            joined = replace(self._joined, id=self._joined_ids)
+            yield join_tables([whole[ids > 0], joined[self._joined_of[tile]]])
+
+    def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
+        """See `results.Labels`."""
+        wanted = []
+        near = {
+            tile for tile, core in enumerate(self._cores) if core.top < bottom and core.bottom > top
+        }
+        for tile in list(self._open_files):
+            if tile not in near:
+                del self._open_files[tile]
+        for tile in sorted(near):
+            if tile not in self._open_files:
+                self._open_files[tile] = self._all_runs(tile)
+            runs, ids = self._open_files[tile]
+            # A tile's runs are in the order of rows.
+            first, last = np.searchsorted(runs.row, (top, bottom))
+            chosen = np.flatnonzero(runs.row[first:last] % step == 0) + first
+            wanted.append((runs[chosen], ids[chosen]))
+        runs = _concatenate([one for one, _ in wanted])
+        ids = np.concatenate([np.zeros(0, np.uint32), *(one for _, one in wanted)])
+        order = np.lexsort((runs.start, runs.row))
+        runs = runs[order]
+        return LabelledRuns(
+            row=runs.row.astype(np.int32),
+            start=runs.start.astype(np.int32),
+            end=runs.end.astype(np.int32),
+            label=runs.label,
+            id=ids[order],
+        )
+
+    def _all_runs(self, tile: int) -> tuple[Runs, np.ndarray]:
+        """The runs of a tile by rows, and their ids."""
+        file = TileFile(self._files[tile])
+        whole, owner = file.runs()
+        opened = file.open()
+        ids = np.append(self._whole_ids[tile], np.uint32(0))[owner]
+        runs = _concatenate([whole, opened.runs])
+        ids = np.concatenate([ids, self._part_ids[tile][opened.part]])
+        order = np.argsort(runs.row, kind="stable")
+        return runs[order], ids[order]
+
+
+def _concatenate(parts: Sequence[Runs]) -> Runs:
+    none = np.zeros(0, np.int64)
+    parts = [Runs(none, none, none, np.zeros(0, np.uint8)), *parts]
+    return Runs(
+        np.concatenate([part.row for part in parts]),
+        np.concatenate([part.start for part in parts]),
+        np.concatenate([part.end for part in parts]),
+        np.concatenate([part.label for part in parts]),
+    )

@@ -1,0 +1,201 @@
+"""What one tile gives: the nuclei that lie in it, and the parts of those that its border cuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dssnet_fast.nuclei import probability_units, total
+from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.runs import Runs, connect, expand, find_runs, run_sums
+from dssnet_fast.tiling import Box
+from dssnet_fast.wsi.measure import OpticalDensity, measure_nuclei
+from dssnet_fast.wsi.results import NucleusTable, Outlines
+
+# Owner of runs that belong to no nucleus, for it was too small.
+NOBODY = -1
+
+
+@dataclass(frozen=True)
+class OpenParts:
+    """Pixels of nuclei that touch the tile's border and may go on beyond it.
+
+    Attributes:
+        runs: Their runs, in px of the analysed image.
+        part: int64 [R], which part each run belongs to, from 0 on.
+        probability: int64 [R], as `measure_nuclei` takes it.
+        density: int64 [R], likewise.
+    """
+
+    runs: Runs
+    part: np.ndarray
+    probability: np.ndarray
+    density: np.ndarray
+
+
+@dataclass(frozen=True)
+class TileNuclei:
+    """The nuclei of one tile, in px of the analysed image.
+
+    Attributes:
+        table: Nuclei that lie in the tile and do not touch its border; not numbered.
+        runs: Their runs, and those of what was too small to be one.
+        owner: int64 [R], the row in `table` that each run belongs to, or `NOBODY`.
+        open: What touches the border.
+    """
+
+    table: NucleusTable
+    runs: Runs
+    owner: np.ndarray
+    open: OpenParts
+
+
+def find_tile_nuclei(
+    labels: np.ndarray,
+    probability: np.ndarray,
+    pixels: np.ndarray,
+    optical_density: OpticalDensity,
+    core: Box,
+    image: Box,
+    min_area: int,
+) -> TileNuclei:
+    """Find and measure the nuclei of a tile.
+
+    Args:
+        labels: uint8 [h, w], the class of each pixel of the core.
+        probability: float32 [h, w], the probability of that class.
+        pixels: uint8 [h, w, 3], the core's image.
+        optical_density: Of the slide.
+        core: Where the tile lies in the analysed image.
+        image: All of the analysed image; beyond it nothing goes on.
+        min_area: Nuclei of fewer pixels are none.
+
+    Raises:
+        InputError: A probability is not finite.
+    """
+    runs = find_runs(labels)
+    place = expand(runs.row * core.width + runs.start, runs.length)[1]
+    probability_sums = run_sums(probability_units(probability.ravel()[place]), runs)
+    density_sums = run_sums(optical_density.units(pixels.reshape(-1, 3)[place]), runs)
+    runs = runs.moved(core.top, core.left)
+    component = connect(runs)
+    count = int(component.max(initial=-1)) + 1
+
+    at_border = np.zeros(len(runs), bool)
+    for edge, end, touches in (
+        (core.top, image.top, runs.row == core.top),
+        (core.bottom, image.bottom, runs.row == core.bottom - 1),
+        (core.left, image.left, runs.start == core.left),
+        (core.right, image.right, runs.end == core.right),
+    ):
+        if edge != end:
+            at_border |= touches
+    is_open = np.zeros(count, bool)
+    is_open[component[at_border]] = True
+    whole = ~is_open & (total(runs.length, component, count) >= min_area)
+
+    mine = whole[component]
+    number = np.cumsum(whole) - 1
+    table = measure_nuclei(
+        runs[mine],
+        number[component[mine]],
+        int(whole.sum()),
+        probability_sums[mine],
+        density_sums[mine],
+    )
+    opened = is_open[component]
+    return TileNuclei(
+        table=table,
+        runs=runs[~opened],
+        owner=np.where(whole, number, NOBODY)[component[~opened]],
+        open=OpenParts(
+            runs=runs[opened],
+            part=(np.cumsum(is_open) - 1)[component[opened]],
+            probability=probability_sums[opened],
+            density=density_sums[opened],
+        ),
+    )
+
+
+# --- as bytes ------------------------------------------------------------------------------------
+
+# One entry only: safetensors writes several in any order.
+_METADATA = {"format": "dssnet_fast.tile 1"}
+_TABLE = (
+    "class_index", "x", "y", "area", "perimeter", "eccentricity", "solidity", "mean_probability",
+    "mean_od", "integrated_od", "bounds",
+)  # fmt: skip
+_OUTLINES = ("points", "rings", "nuclei")
+_RUNS = ("row", "start", "end", "label")
+_OPEN = ("part", "probability", "density")
+
+
+def to_bytes(tile: TileNuclei) -> bytes:
+    """A tile's nuclei as a safetensors file, the same bytes for the same nuclei."""
+    from safetensors.numpy import save
+
+    arrays = {f"table.{name}": getattr(tile.table, name) for name in _TABLE}
+    arrays |= {f"outlines.{name}": getattr(tile.table.outlines, name) for name in _OUTLINES}
+    arrays |= {f"runs.{name}": _narrow(getattr(tile.runs, name)) for name in _RUNS}
+    arrays |= {f"open.{name}": _narrow(getattr(tile.open.runs, name)) for name in _RUNS}
+    arrays |= {f"open.{name}": getattr(tile.open, name) for name in _OPEN}
+    arrays["runs.owner"] = _narrow(tile.owner)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return save(arrays, _METADATA)
+
+
+class TileFile:
+    """A stored tile, its parts read when they are asked for.
+
+    Args:
+        path: A file of what `to_bytes` gave.
+
+    Raises:
+        InputError: It is none, or damaged.
+    """
+
+    def __init__(self, path: object) -> None:
+        from safetensors import safe_open
+
+        try:
+            self._file = safe_open(path, framework="np")
+            metadata = self._file.metadata()
+        except OSError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{path}: is damaged ({error}); delete it, and it is made anew"
+            ) from error
+        if metadata != _METADATA:
+            raise InputError(f"{path}: is of another version; delete it, and it is made anew")
+
+    def table(self) -> NucleusTable:
+        """`TileNuclei.table`."""
+        columns = {name: self._get(f"table.{name}") for name in _TABLE}
+        outlines = Outlines(*(self._get(f"outlines.{name}") for name in _OUTLINES))
+        none = np.zeros(len(columns["area"]), np.int64)
+        return NucleusTable(id=none, **columns, outlines=outlines)
+
+    def centroids(self) -> tuple[np.ndarray, np.ndarray]:
+        """`x` and `y` of the table."""
+        return self._get("table.x"), self._get("table.y")
+
+    def runs(self) -> tuple[Runs, np.ndarray]:
+        """`TileNuclei.runs` and `owner`."""
+        return self._runs("runs"), self._get("runs.owner").astype(np.int64)
+
+    def open(self) -> OpenParts:
+        """`TileNuclei.open`."""
+        return OpenParts(self._runs("open"), *(self._get(f"open.{name}") for name in _OPEN))
+
+    def _get(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+    def _runs(self, name: str) -> Runs:
+        *places, label = (self._get(f"{name}.{field}") for field in _RUNS)
+        return Runs(*(place.astype(np.int64) for place in places), label)
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int32) if values.dtype == np.int64 else values
