@@ -31,6 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="fp32", help="of the file")
     parser.add_argument("--class-names", default=None, help="comma-separated, background first")
     parser.add_argument(
+        "--mpp",
+        type=float,
+        default=None,
+        help="micrometres per px of the images that the network knows, for slides",
+    )
+    parser.add_argument(
         "--verify",
         type=Path,
         nargs="+",
@@ -95,6 +101,9 @@ def body(arguments: argparse.Namespace) -> None:
             folded, class_names=cli.class_names(arguments.class_names, folded.config.classes)
         )
 
+    if arguments.mpp is not None:
+        folded = replace(folded, mpp=weights.check_mpp(arguments.mpp))
+
     calibrated = None
     if arguments.int8:
         folded, calibrated = _calibrate(folded, find_images(arguments.calibrate), arguments.dtype)
@@ -127,6 +136,8 @@ def body(arguments: argparse.Namespace) -> None:
     print(f"{source}: {kind}, sha256 {folded.source_digest[:12]}")
     print(f"  network     {describe(config)}")
     print(f"  classes     {', '.join(folded.class_names)}")
+    if folded.mpp is not None:
+        print(f"  scale       {folded.mpp} micrometres per px")
     print(f"  parameters  {before:,} in training -> {after:,}")
     print(f"  MACs        {macs_before:.2f} -> {macs_after:.2f} G for {side}x{side}")
     if found is None:

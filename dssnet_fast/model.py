@@ -60,6 +60,7 @@ class FastDSSNet(nn.Module):
         self.class_names: tuple[str, ...] = folded.class_names
         self.source_digest: str = folded.source_digest
         self.quantisation: Quantisation | None = folded.quantisation
+        self.mpp: float | None = folded.mpp
         choice = backends.choose(backend, device, precision, folded.config)
         self.folded = nn.Module()
         for name, value in folded.tensors.items():
@@ -182,7 +183,12 @@ class FastDSSNet(nn.Module):
         """The weights it was made from, as float32 on the CPU."""
         tensors = {name: value.cpu() for name, value in self.folded.state_dict().items()}
         return FoldedWeights(
-            self.config, tensors, self.class_names, self.source_digest, self.quantisation
+            self.config,
+            tensors,
+            self.class_names,
+            self.source_digest,
+            self.quantisation,
+            self.mpp,
         )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -88,6 +89,7 @@ class FoldedWeights:
         class_names: Background first.
         source_digest: SHA-256 of the checkpoint they were folded from, hexadecimal.
         quantisation: What int8 needs; None where nobody calibrated.
+        mpp: Micrometres per px of the images that the network knows; None where nobody said.
     """
 
     config: DSSNetConfig
@@ -95,6 +97,7 @@ class FoldedWeights:
     class_names: tuple[str, ...]
     source_digest: str
     quantisation: Quantisation | None = None
+    mpp: float | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -195,7 +198,8 @@ def save(weights: FoldedWeights, path: str | os.PathLike, dtype: str = "fp32") -
         dtype: `fp32`, or `fp16` for half the size.
 
     Raises:
-        InputError: A value exceeds the range of `dtype`, or the quantisation does not fit.
+        InputError: A value exceeds the range of `dtype`, the quantisation does not fit, or `mpp`
+            is none.
         OSError: The folder is missing or not writable, or the disk is full.
     """
     weights.rounded(dtype)
@@ -213,6 +217,8 @@ def save(weights: FoldedWeights, path: str | os.PathLike, dtype: str = "fp32") -
     if weights.quantisation is not None:
         weights.quantisation.check(weights.config)
         metadata["int8"] = weights.quantisation.to_json()
+    if weights.mpp is not None:
+        metadata["mpp"] = repr(check_mpp(weights.mpp))
     tensors = {key: value.to(DTYPES[dtype]) for key, value in weights.tensors.items()}
     try:
         with atomic_write(path) as temporary:
@@ -283,7 +289,26 @@ def load(path: str | os.PathLike, allow_nonfinite: bool = False) -> FoldedWeight
             quantisation = Quantisation.from_json(metadata["int8"], config)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-    return FoldedWeights(config, tensors, names, source, quantisation)
+    try:
+        mpp = check_mpp(metadata["mpp"]) if "mpp" in metadata else None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return FoldedWeights(config, tensors, names, source, quantisation, mpp)
+
+
+def check_mpp(value: object) -> float:
+    """Micrometres per px as a number.
+
+    Raises:
+        InputError: It is none, or none that a microscope has.
+    """
+    try:
+        mpp = float(value)
+    except (TypeError, ValueError):
+        mpp = math.nan
+    if not 0.01 <= mpp <= 100:
+        raise InputError(f"mpp must be micrometres per px, such as 0.5, got {value!r}")
+    return mpp
 
 
 def _float32(value: Tensor) -> Tensor:

@@ -260,3 +260,15 @@ def test_macs_agree_with_a_count_by_hand():
     assert stages["fuse"] == 84 * 84 * cells + products + 84 * 32 * 9 * half
     border = 2 * (20 * 20 * 3 * 514 + 20 * 3 * 3 * 512) + 2 * (20 * 20 * 3 + 20 * 3 * 3) * 512
     assert stages["segment"] == (32 * 20 + 20 * 12) * 9 * half + border
+
+
+def test_the_scale_of_the_images_is_kept_and_nonsense_refused(folded, tmp_path):
+    path = tmp_path / "w.safetensors"
+    weights.save(folded, path)
+    assert weights.load(path).mpp is None
+    weights.save(replace(folded, mpp=0.2525), path)
+    assert weights.load(path).mpp == 0.2525
+    assert replace(folded, mpp=0.2525).digest == folded.digest
+    for nonsense in (0, -1, float("nan"), "wide", 1e9):
+        with pytest.raises(InputError, match="micrometres per px"):
+            weights.save(replace(folded, mpp=nonsense), path)
