@@ -29,6 +29,15 @@ class Box:
         """Columns."""
         return self.right - self.left
 
+    def grown(self, by: int, limit: Box) -> Box:
+        """With `by` px more on each side, as far as `limit` goes."""
+        return Box(
+            max(self.top - by, limit.top),
+            max(self.left - by, limit.left),
+            min(self.bottom + by, limit.bottom),
+            min(self.right + by, limit.right),
+        )
+
     def within(self, outer: Box) -> tuple[slice, slice]:
         """The (rows, columns) of an array holding `outer` at which this box lies."""
         return (
@@ -88,16 +97,11 @@ def plan(height: int, width: int, tile: int, context: int, multiple: int = 8) ->
     if tile % multiple:
         raise InputError(f"plan: tile must be a multiple of {multiple}, got {tile}")
     context = _up(context, multiple)
-    rows, columns = _spans(height, tile, multiple), _spans(width, tile, multiple)
+    rows, columns = spans(height, tile, multiple), spans(width, tile, multiple)
     return [
         Tile(
             core=Box(top, left, bottom, right),
-            read=Box(
-                max(top - context, 0),
-                max(left - context, 0),
-                min(bottom + context, height),
-                min(right + context, width),
-            ),
+            read=Box(top, left, bottom, right).grown(context, Box(0, 0, height, width)),
         )
         for top, bottom in rows
         for left, right in columns
@@ -108,7 +112,8 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _spans(length: int, tile: int, multiple: int) -> list[tuple[int, int]]:
+def spans(length: int, tile: int, multiple: int) -> list[tuple[int, int]]:
+    """Cut an axis into parts of at most `tile`, as equal as multiples of `multiple` can be."""
     parts = -(-length // tile)
     step = _up(-(-length // parts), multiple)
     return [(start, min(start + step, length)) for start in range(0, length, step)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,12 +43,15 @@ class TileNuclei:
         runs: Their runs, and those of what was too small to be one.
         owner: int64 [R], the row in `table` that each run belongs to, or `NOBODY`.
         open: What touches the border.
+        unreadable: int64 [U, 4], parts of the slide that could not be read, (left, top, right,
+            bottom) in px of the finest level.
     """
 
     table: NucleusTable
     runs: Runs
     owner: np.ndarray
     open: OpenParts
+    unreadable: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
 
 
 def find_tile_nuclei(
@@ -141,6 +144,7 @@ def to_bytes(tile: TileNuclei) -> bytes:
     arrays |= {f"open.{name}": _narrow(getattr(tile.open.runs, name)) for name in _RUNS}
     arrays |= {f"open.{name}": getattr(tile.open, name) for name in _OPEN}
     arrays["runs.owner"] = _narrow(tile.owner)
+    arrays["unreadable"] = tile.unreadable
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return save(arrays, _METADATA)
 
@@ -188,6 +192,10 @@ class TileFile:
     def open(self) -> OpenParts:
         """`TileNuclei.open`."""
         return OpenParts(self._runs("open"), *(self._get(f"open.{name}") for name in _OPEN))
+
+    def unreadable(self) -> np.ndarray:
+        """`TileNuclei.unreadable`."""
+        return self._get("unreadable")
 
     def _get(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
