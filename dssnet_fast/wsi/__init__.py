@@ -2,6 +2,6 @@
 
     python -m dssnet_fast.wsi SLIDE... --out DIR
 
-A slide is cut into tiles; each tile's nuclei are found, measured and stored; what tiles cut is joined;
-then the outputs are written in one pass over what was stored.
+A slide is cut into tiles; each tile's nuclei are found, measured and stored; what tiles cut is
+joined; then the outputs are written in one pass over what was stored.
 """

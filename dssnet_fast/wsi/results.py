@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dssnet_fast.python_ref.errors import InputError
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -35,6 +37,18 @@ class Frame:
     def to_output(self, points: np.ndarray) -> np.ndarray:
         """Points of the analysed image, [..., 2] of (x, y), in px of the slide as outputs count."""
         return points * self.scale - np.asarray(self.origin, float)
+
+    def to_vertices(self, points: np.ndarray) -> np.ndarray:
+        """Corners of pixels, integer [..., 2] of (x, y), as outlines give them in output px.
+
+        Returns:
+            int64 where the scale is a whole number, else float64 rounded to 2 decimals. Corners
+            that differ stay different, so outlines stay valid.
+        """
+        if float(self.scale).is_integer():
+            return points.astype(np.int64) * int(self.scale) - np.asarray(self.origin, np.int64)
+        # Adding 0 makes -0.0, which would be written so, 0.0.
+        return np.round(self.to_output(points), 2) + 0.0
 
 
 @dataclass(frozen=True)
@@ -89,10 +103,28 @@ class NucleusTable:
     def __len__(self) -> int:
         return len(self.id)
 
+    def require_finite(self) -> None:
+        """Raise InputError if a measurement is NaN or infinite: most formats cannot say so."""
+        for name in (
+            "x",
+            "y",
+            "perimeter",
+            "eccentricity",
+            "solidity",
+            "mean_probability",
+            "mean_od",
+            "integrated_od",
+        ):
+            values = getattr(self, name)
+            wrong = ~np.isfinite(values)
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise InputError(f"nucleus {self.id[at]}: its {name} is {values[at]}")
+
 
 @dataclass(frozen=True)
 class LabelledRuns:
-    """Horizontal stretches of pixels of one class and one nucleus, in the order of rows, then columns.
+    """Horizontal stretches of pixels of one class and one nucleus, by rows, then columns.
 
     Attributes:
         row: int32.
