@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -85,7 +86,7 @@ class DenseLabels:
         for row in range(-(-top // step) * step, bottom, step):
             keys = self.labels[row].astype(np.int64) << 32 | self.instances[row]
             edges = np.flatnonzero(np.diff(keys, prepend=-1, append=-1))
-            for start, end in zip(edges[:-1], edges[1:], strict=True):
+            for start, end in itertools.pairwise(edges):
                 if self.labels[row, start]:
                     label, number = self.labels[row, start], self.instances[row, start]
                     found.append((row, start, end, label, number))

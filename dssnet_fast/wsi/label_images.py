@@ -7,6 +7,7 @@ below: what lies in memory is the runs of one row of tiles and some tiles.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import deque
@@ -25,7 +26,7 @@ TILE = 512
 # A pyramid ends with the first level that is not larger than this.
 _LAST_LEVEL_PX = 1024
 _TILES_AHEAD = 8  # of each thread
-_COMPRESSION_LEVEL = 6
+_COMPRESSION_LEVEL = 3
 # Offsets in a classic TIFF have 32 bits; the rest is room for tags and for tiles that do not
 # become smaller.
 _CLASSIC_TIFF_BYTES = (1 << 32) - (1 << 25)
@@ -180,7 +181,7 @@ def _divided(
     borders = np.searchsorted(first[order], np.arange(columns + 1)).tolist()
     offset = (row * TILE + start - first * TILE)[order]
     length, values = (end - start)[order], values[order]
-    for here, there in zip(borders[:-1], borders[1:], strict=True):
+    for here, there in itertools.pairwise(borders):
         part = slice(here, there)
         yield (offset[part], length[part], values[part]) if there > here else None
 
@@ -217,7 +218,8 @@ def _ome_xml(
         f'<Channel ID="Channel:0:0" Name="{name}" SamplesPerPixel="1"/>'
         '<TiffData IFD="0" FirstC="0" FirstZ="0" FirstT="0" PlaneCount="1"/>'
         '</Pixels><AnnotationRef ID="Annotation:0"/></Image>'
-        '<StructuredAnnotations><MapAnnotation ID="Annotation:0" Namespace="dssnet_fast/provenance">'
+        "<StructuredAnnotations>"
+        '<MapAnnotation ID="Annotation:0" Namespace="dssnet_fast/provenance">'
         f"<Value>{said}</Value></MapAnnotation></StructuredAnnotations></OME>"
     )
     # TIFF's text is ASCII.

@@ -38,7 +38,7 @@ def written_outlines(outlines: Outlines, frame: Frame, simplify: float = 0.0) ->
 
 
 def written_polygons(outlines: Outlines, frame: Frame) -> np.ndarray:
-    """shapely polygons [N] of exact outlines, as `written_outlines` gives them."""
+    """Polygons of shapely [N] of exact outlines, as `written_outlines` gives them."""
     return _polygons(written_outlines(outlines, frame))
 
 
