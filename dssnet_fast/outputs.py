@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,29 +17,10 @@ import numpy as np
 
 from dssnet_fast.nuclei import Nuclei, border, outlines
 from dssnet_fast.python_ref.files import atomic_write
+from dssnet_fast.qupath import CLASS_COLOURS, classification, nucleus_uuids
 
 if TYPE_CHECKING:
     from PIL import Image
-
-# Colours of classes 1 to 15, chosen to stand out from black and gray as well as from the purple,
-# pink, blue and white of stained tissue.
-CLASS_COLOURS = (
-    (0, 230, 60),
-    (255, 200, 0),
-    (0, 200, 255),
-    (255, 70, 0),
-    (150, 255, 0),
-    (255, 0, 160),
-    (0, 255, 200),
-    (255, 130, 60),
-    (60, 120, 255),
-    (220, 255, 90),
-    (0, 160, 110),
-    (255, 60, 60),
-    (120, 220, 255),
-    (200, 150, 0),
-    (190, 90, 255),
-)
 
 TABLE_COLUMNS = (
     "image",
@@ -61,8 +41,6 @@ _LINE_STEP_PX = 800
 # A picture whose median is below this is dark; the share of its pixels that stay below white.
 _DARK = 64
 _WHITE_SHARE = 0.995
-
-_ID_NAMESPACE = uuid.UUID("6f1d0c5e-5b0f-5d1c-9a53-7a1c7f3c8e21")
 
 
 def write_labels(path: str | os.PathLike, labels: np.ndarray) -> None:
@@ -240,20 +218,16 @@ def _reduce_by_maximum(values: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _features(nuclei: Nuclei, class_names: Sequence[str], identity: str) -> Iterator[dict]:
+    ids = nucleus_uuids(identity, range(1, len(nuclei) + 1))
     for index, rings in enumerate(outlines(nuclei.instances).to_lists()):
-        kind = int(nuclei.class_index[index])
-        number = index + 1
         yield {
             "type": "Feature",
-            "id": str(uuid.uuid5(_ID_NAMESPACE, f"{identity}/{number}")),
+            "id": ids[index],
             "geometry": {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]},
             "properties": {
                 "objectType": "detection",
-                "name": str(number),
-                "classification": {
-                    "name": class_names[kind],
-                    "color": list(CLASS_COLOURS[kind - 1]),
-                },
+                "name": str(index + 1),
+                "classification": classification(int(nuclei.class_index[index]), class_names),
                 "measurements": {
                     "Area px^2": int(nuclei.area[index]),
                     "Perimeter px": round(float(nuclei.perimeter[index]), 2),

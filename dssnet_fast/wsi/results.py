@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from dssnet_fast.contours import Outlines, join_outlines
+from dssnet_fast.python_ref.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class Frame:
     def to_output(self, points: np.ndarray) -> np.ndarray:
         """Points of the analysed image, [..., 2] of (x, y), in px of the slide as outputs count."""
         return points * self.scale - np.asarray(self.origin, float)
+
+    def to_vertices(self, points: np.ndarray) -> np.ndarray:
+        """Corners of pixels, integer [..., 2] of (x, y), as outlines give them in output px.
+
+        Returns:
+            int64 where the scale is a whole number, else float64 rounded to 2 decimals. Corners
+            that differ stay different, so outlines stay valid.
+        """
+        if float(self.scale).is_integer():
+            return points.astype(np.int64) * int(self.scale) - np.asarray(self.origin, np.int64)
+        # Adding 0 makes -0.0, which would be written so, 0.0.
+        return np.round(self.to_output(points), 2) + 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,24 @@ class NucleusTable:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    def require_finite(self) -> None:
+        """Raise InputError if a measurement is NaN or infinite: most formats cannot say so."""
+        for name in (
+            "x",
+            "y",
+            "perimeter",
+            "eccentricity",
+            "solidity",
+            "mean_probability",
+            "mean_od",
+            "integrated_od",
+        ):
+            values = getattr(self, name)
+            wrong = ~np.isfinite(values)
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise InputError(f"nucleus {self.id[at]}: its {name} is {values[at]}")
 
     def __getitem__(self, which: np.ndarray) -> NucleusTable:
         """Some of them, int64 [M] or bool [N], in that order."""
