@@ -1,0 +1,81 @@
+"""What a user can choose about the analysis of slides."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.weights import check_mpp
+from dssnet_fast.wsi import layout
+
+ORIGINS = ("bounds", "level0")
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that results depend on beside the slide and the network.
+
+    Attributes:
+        mpp: Micrometres per px of the slide's finest level, whatever the file says; None to
+            believe it.
+        assume_mpp: The same, for slides that do not say.
+        model_mpp: Micrometres per px of the images that the network knows; None for what its
+            weight file says.
+        region: None for the whole slide; "x,y,width,height" in px of the finest level; or a
+            GeoJSON file of annotations, in px as QuPath counts them.
+        skip: Whether empty glass is passed by.
+        context: Px around a tile that are computed as well; None for as many as it takes to be
+            exact.
+        tile: Height and width of the largest tile, px of the analysed image.
+        min_area: Smallest nucleus, µm².
+        simplify: How far outlines in GeoJSON may move to have fewer points, px of the analysed
+            image.
+        origin: What (0, 0) is in outputs: the corner of the part that QuPath shows (`bounds`), or
+            of the finest level (`level0`). They differ for MIRAX and some others only.
+        keep_going: Whether a slide of which parts cannot be read gives results without them.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+
+    mpp: float | None = None
+    assume_mpp: float | None = None
+    model_mpp: float | None = None
+    region: str | None = None
+    skip: bool = True
+    context: int | None = None
+    tile: tuple[int, int] = (2048, 4096)
+    min_area: float = 4.0
+    simplify: float = 0.0
+    origin: str = "bounds"
+    keep_going: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("mpp", "assume_mpp", "model_mpp"):
+            if getattr(self, name) is not None:
+                check_mpp(getattr(self, name))
+        if self.context is not None and (self.context < 0 or self.context != int(self.context)):
+            raise InputError(f"context must be a whole number of px, 0 or more, got {self.context}")
+        if len(self.tile) != 2 or any(
+            side < layout.CELL_PX or side % layout.CELL_PX for side in self.tile
+        ):
+            raise InputError(
+                f"tile must be a height and a width, multiples of {layout.CELL_PX} px, "
+                f"got {self.tile}"
+            )
+        for name in ("min_area", "simplify"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.origin not in ORIGINS:
+            raise InputError(f"origin must be one of {ORIGINS}, got {self.origin!r}")
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON knows it; a file of annotations with its digest."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["tile"] = list(self.tile)
+        if self.region is not None and Path(self.region).is_file():
+            digest = hashlib.sha256(Path(self.region).read_bytes()).hexdigest()
+            values["region"] = {"file": Path(self.region).name, "sha256": digest}
+        return values
