@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dssnet_fast.python_ref.errors import InputError
@@ -21,6 +22,7 @@ from dssnet_fast.wsi.work import TileAnswer, TileTask
 
 if TYPE_CHECKING:
     from dssnet_fast.model import FastDSSNet
+    from dssnet_fast.weights import FoldedWeights
 
 _GROUP = 8  # tiles that a worker is given at once
 _TRIES = 3  # how often a group is given out when its workers are lost
@@ -130,18 +132,41 @@ def _groups(tasks: Iterable[TileTask]) -> Iterator[list[TileTask]]:
 _net: FastDSSNet | None = None
 
 
+@dataclass(frozen=True)
+class PortableNet:
+    """A network as it travels to other processes, which pack it anew, for the same backend."""
+
+    weights: FoldedWeights
+    backend: str
+    precision: str
+
+    @classmethod
+    def of(cls, net: FastDSSNet) -> PortableNet:
+        """That of a network here."""
+        return cls(net.folded_weights(), net.backend_name, net.precision)
+
+    def unpack(self, threads: int, device: str) -> FastDSSNet:
+        """The network, in a process that it has for itself."""
+        import torch
+
+        from dssnet_fast.model import FastDSSNet
+
+        torch.set_num_threads(threads)
+        return FastDSSNet(self.weights, device, self.backend, self.precision)
+
+
 class ProcessWorker:
     """A process of this machine.
 
     Args:
-        net: The network; it is packed anew there.
+        net: The network.
         threads: Of the process.
         network_threads: How many the network has on a CPU.
         device: Where the network computes there.
     """
 
     def __init__(
-        self, net: FastDSSNet, threads: Threads, network_threads: int, device: str
+        self, net: PortableNet, threads: Threads, network_threads: int, device: str
     ) -> None:
         import multiprocessing
 
@@ -167,10 +192,10 @@ class ProcessWorker:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_process(net: FastDSSNet, network_threads: int, device: str) -> None:
+def _start_process(net: PortableNet, network_threads: int, device: str) -> None:
     global _net
     _leave_with_parent()
-    _net = prepared(net, network_threads, device)
+    _net = net.unpack(network_threads, device)
 
 
 def _compute(group: list[TileTask], threads: Threads) -> Computed:
@@ -187,14 +212,6 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def prepared(net: FastDSSNet, network_threads: int, device: str) -> FastDSSNet:
-    """The network in a worker's process, which it has for itself."""
-    import torch
-
-    torch.set_num_threads(network_threads)
-    return net.to(device)
 
 
 def compute(net: FastDSSNet, group: list[TileTask], threads: Threads) -> Computed:
@@ -215,10 +232,11 @@ def _portable(answer: TileAnswer) -> TileAnswer:
 def local_workers(net: FastDSSNet, count: int, threads: Threads, timing: Timing) -> Workers:
     """Processes of this machine, which share its cores and its GPUs."""
     cores = max((os.cpu_count() or 1) // count, 1)
+    portable = PortableNet.of(net)
 
     def make(number: int) -> Worker:
         mine = Threads.for_cores(cores, threads.batch)
-        return ProcessWorker(net, mine, cores, _device(net, number))
+        return ProcessWorker(portable, mine, cores, _device(net, number))
 
     return Workers(make, count, timing)
 

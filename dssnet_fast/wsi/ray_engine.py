@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from dssnet_fast.python_ref.errors import InputError
-from dssnet_fast.wsi.engines import Computed, Workers, compute, prepared
+from dssnet_fast.wsi.engines import Computed, PortableNet, Workers, compute
 from dssnet_fast.wsi.pipeline import Threads
 from dssnet_fast.wsi.timing import Timing
 from dssnet_fast.wsi.work import TileTask
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class _Actor:
     """What runs on a worker of the cluster."""
 
-    def __init__(self, net: FastDSSNet, cores: int, on_gpu: bool, batch: int) -> None:
+    def __init__(self, net: PortableNet, cores: int, on_gpu: bool, batch: int) -> None:
         self._threads = Threads.for_cores(cores, batch)
         # Ray shows a worker the GPU that it has, and no other.
-        self._net = prepared(net, cores, "cuda:0" if on_gpu else "cpu")
+        self._net = net.unpack(cores, "cuda:0" if on_gpu else "cpu")
 
     def run(self, group: list[TileTask]) -> Computed:
         """See `engines.compute`."""
@@ -95,5 +95,5 @@ def ray_workers(
     if not count:
         raise InputError("--engine ray: the cluster has no GPU; use --device cpu")
     cores = max(int(resources.get("CPU", 1)) // count, 1)
-    packed = ray.put(net.cpu() if on_gpu else net)
-    return Workers(lambda _: RayWorker(packed, cores, on_gpu, threads.batch), count, timing)
+    portable = ray.put(PortableNet.of(net))
+    return Workers(lambda _: RayWorker(portable, cores, on_gpu, threads.batch), count, timing)

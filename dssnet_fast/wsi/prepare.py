@@ -1,0 +1,147 @@
+"""From a slide's file to its tiles: resolution, region, empty glass."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dssnet_fast.jobs import Job
+from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.slides.glass import Overview, make_overview
+from dssnet_fast.slides.region import Region
+from dssnet_fast.slides.resampled import Resampled
+from dssnet_fast.slides.slide import Slide, open_slide
+from dssnet_fast.tiling import Box
+from dssnet_fast.wsi import layout
+from dssnet_fast.wsi.options import Options
+from dssnet_fast.wsi.results import Frame
+from dssnet_fast.wsi.work import SlideWork
+
+if TYPE_CHECKING:
+    from dssnet_fast.model import FastDSSNet
+
+# The network's grid: contexts are multiples of it.
+_GRID_PX = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A slide that can be computed.
+
+    Attributes:
+        job: The slide.
+        work: What its tiles need.
+        cores: Its tiles, px of the analysed image.
+        frame: Where the analysed image lies.
+        region: What was asked for.
+        overview: The slide from afar.
+        about: What summary and provenance say of the slide, as JSON knows it.
+    """
+
+    job: Job
+    work: SlideWork
+    cores: Sequence[Box]
+    frame: Frame
+    region: Region
+    overview: Overview
+    about: dict[str, object]
+
+
+def prepare(job: Job, net: FastDSSNet, options: Options) -> Prepared:
+    """Open a slide and decide what is computed of it.
+
+    Raises:
+        InputError: It is no slide, nobody knows how large its pixels are, or the region does not
+            fit.
+    """
+    slide = open_slide(job.path)
+    try:
+        return _prepare(job, slide, net, options)
+    finally:
+        slide.close()
+
+
+def _prepare(job: Job, slide: Slide, net: FastDSSNet, options: Options) -> Prepared:
+    model_mpp = options.model_mpp or net.mpp
+    if model_mpp is None:
+        raise InputError(
+            "the weight file does not say how many micrometres a px of its images has; give "
+            "--model-mpp, or store it with: python -m dssnet_fast.convert FILE --mpp 0.5"
+        )
+    slide_mpp, source = _resolution(job, slide, options)
+    image = Resampled(slide, model_mpp, slide_mpp)
+    whole = Box(0, 0, image.height, image.width)
+    bounds = slide.bounds if options.origin == "bounds" else None
+    shown_from = (slide.bounds.left, slide.bounds.top) if slide.bounds else (0, 0)
+    frame = Frame(
+        width=image.width,
+        height=image.height,
+        mpp=image.mpp,
+        scale=image.scale,
+        origin=(bounds.left, bounds.top) if bounds else (0, 0),
+    )
+    region = Region.parse(options.region, origin=shown_from)
+    overview = make_overview(slide, image, slide_mpp, layout.CELL_PX)
+    rows, columns = layout.grid(image.height, image.width)
+    wanted = region.cells(image.scale, rows, columns, layout.CELL_PX)
+    if not wanted.any():
+        raise InputError(f"{job.path}: --region {options.region}: lies outside the slide")
+    in_region = int(wanted.sum())
+    if options.skip:
+        wanted = wanted & overview.occupied
+    context = net.context_px if options.context is None else options.context
+    context = -(-context // _GRID_PX) * _GRID_PX
+    work = SlideWork(
+        path=job.path,
+        mpp=model_mpp,
+        slide_mpp=slide_mpp,
+        image=whole,
+        context=context,
+        glass=overview.glass,
+        min_area=max(math.ceil(options.min_area / image.mpp**2), 1),
+        wanted=wanted,
+        keep_going=options.keep_going,
+    )
+    finest = slide.levels[0]
+    return Prepared(
+        job=job,
+        work=work,
+        cores=layout.cut(wanted, image.height, image.width, options.tile, context),
+        frame=frame,
+        region=region,
+        overview=overview,
+        about={
+            "reader": slide.format,
+            "slide_size": [finest.width, finest.height],
+            "slide_mpp": slide_mpp,
+            "mpp_source": source,
+            "fingerprint": slide.fingerprint,
+            "level": image.level,
+            "context_px": context,
+            "exact": context >= net.context_px,
+            "cells": {
+                "px": layout.CELL_PX,
+                "in_region": in_region,
+                "analysed": int(wanted.sum()),
+                "sha256": hashlib.sha256(np.packbits(wanted).tobytes()).hexdigest(),
+            },
+        },
+    )
+
+
+def _resolution(job: Job, slide: Slide, options: Options) -> tuple[float, str]:
+    if options.mpp is not None:
+        return options.mpp, "--mpp"
+    if slide.mpp is not None:
+        return slide.mpp, slide.mpp_source
+    if options.assume_mpp is not None:
+        return options.assume_mpp, "--assume-mpp"
+    raise InputError(
+        f"{job.path}: does not say how many micrometres a pixel has; give --assume-mpp M for "
+        "slides that do not say, or --mpp M for all (0.25 is usual at 40x, 0.5 at 20x)"
+    )
