@@ -38,7 +38,7 @@ class Frame:
 
     def to_output(self, points: np.ndarray) -> np.ndarray:
         """Points of the analysed image, [..., 2] of (x, y), in px of the slide as outputs count."""
-        return points * self.scale - np.asarray(self.origin, float)
+        return np.asarray(points) * self.scale - np.asarray(self.origin, float)
 
     def to_vertices(self, points: np.ndarray) -> np.ndarray:
         """Corners of pixels, integer [..., 2] of (x, y), as outlines give them in output px.
