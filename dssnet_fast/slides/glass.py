@@ -20,7 +20,7 @@ from dssnet_fast.tiling import Box
 CELL = 256
 
 _MPP = 4.0  # of what is looked at, at most
-_THRESHOLD = 0.03  # optical density above the glass
+_THRESHOLD = 0.02  # optical density above the glass
 _PIXELS = 3  # that must have it
 _THUMBNAIL = 1024
 _BLOCK = 4096  # px of the level that are read at once
