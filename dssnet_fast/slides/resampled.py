@@ -41,6 +41,7 @@ class Resampled:
         slide_mpp: Micrometres per level-0 px.
 
     Attributes:
+        slide: The slide.
         width: px; whole ones only, so a last part of a px of the slide may be left out.
         height: px.
         mpp: Micrometres per px that it has: within `TOLERANCE` of what is wanted.
@@ -57,7 +58,7 @@ class Resampled:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{slide.path}: {name} must be a positive number, got {value}")
         wanted = slide_mpp if mpp is None else mpp
-        self._slide = slide
+        self.slide = slide
         self.level = max(
             (
                 index
@@ -98,11 +99,11 @@ class Resampled:
             0 <= box.top < box.bottom <= self.height and 0 <= box.left < box.right <= self.width
         ):
             raise InputError(
-                f"{self._slide.path}: a box must lie inside {self.width} x {self.height} px and "
+                f"{self.slide.path}: a box must lie inside {self.width} x {self.height} px and "
                 f"not be empty, got {box}"
             )
         if self._factor == _STEPS:
-            return self._slide.read(self.level, box)
+            return self.slide.read(self.level, box)
         side = max(_PIECE * _STEPS // self._factor, 1)
         if box.height <= side and box.width <= side:
             return self._resize(box)
@@ -116,10 +117,10 @@ class Resampled:
     def _resize(self, box: Box) -> np.ndarray:
         from PIL import Image
 
-        level = self._slide.levels[self.level]
+        level = self.slide.levels[self.level]
         top, bottom = self._needed(box.top, box.bottom, level.height)
         left, right = self._needed(box.left, box.right, level.width)
-        image = Image.fromarray(self._slide.read(self.level, Box(top, left, bottom, right)))
+        image = Image.fromarray(self.slide.read(self.level, Box(top, left, bottom, right)))
         part = [
             (edge * self._factor - start * _STEPS) / _STEPS
             for edge, start in zip(
