@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dssnet_fast.python_ref.errors import InputError
 
@@ -77,3 +78,70 @@ def class_names(given: str, classes: int) -> tuple[str, ...]:
     if len(names) != classes or not all(names) or len(set(names)) != classes:
         raise InputError(f"--class-names must be {classes} different names, got {given!r}")
     return names
+
+
+def inputs_outside(
+    paths: Sequence[Path], out: Path, find: Callable[[Sequence[Path]], list[Path]]
+) -> list[Path]:
+    """The input files that `paths` name, none of which may lie where the results go.
+
+    Args:
+        paths: Files and folders. `out` itself is passed by: a pattern such as `images/*` names the
+            folder of results as well when it lies there.
+        out: The folder of results.
+        find: From paths to files.
+
+    Raises:
+        InputError: There is none, or one lies in `out`, so that results would be taken for inputs.
+    """
+    paths = [path for path in paths if path.resolve() != out.resolve()]
+    files = find(paths) if paths else []
+    inside = [file for file in files if file.resolve().parent == out.resolve()]
+    if inside or not paths:
+        name = f" ({inside[0].name})" if inside else ""
+        raise InputError(
+            f"--out {out}: must be another folder than that of the inputs{name}, "
+            "or results would be taken for inputs"
+        )
+    return files
+
+
+def make_folder(out: Path, inside: str) -> None:
+    """Make the folder of results, and one inside for what belongs to the run.
+
+    Raises:
+        InputError: `out` is a file.
+        OSError: It cannot be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; name a folder")
+    (out / inside).mkdir(parents=True, exist_ok=True)
+
+
+def silence_decoders() -> None:
+    """Keep the remarks of image decoders off the terminal; what matters is in their exceptions."""
+    import logging
+    import warnings
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.|tifffile")
+
+
+def need_packages(extra: str, packages: Sequence[str]) -> None:
+    """Make sure that optional packages are there.
+
+    Args:
+        extra: Of this package, that brings them.
+        packages: Names to import.
+
+    Raises:
+        InputError: One is missing; says what to install.
+    """
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)}: not installed; install with: pip install 'dssnet_fast[{extra}]'"
+        )

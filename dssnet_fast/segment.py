@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
 from dssnet_fast.batch import Outcome, Run, process
@@ -31,11 +30,9 @@ from dssnet_fast.jobs import (
     make_jobs,
     read_record,
 )
+from dssnet_fast.loading import add_network_options, load_net
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.files import remove_leftovers
-
-if TYPE_CHECKING:
-    from dssnet_fast.model import FastDSSNet
 
 TABLE = "nuclei.csv"
 
@@ -45,17 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("segment", "Segment the cell nuclei in image files.")
     parser.add_argument("path", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
-    parser.add_argument(
-        "--model", default="pretrained", help="weights as a .safetensors file, or `pretrained`"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--backend", default="auto", help="what runs the network")
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "bf16", "fp16", "int8"),
-        help="arithmetic; int8 needs calibrated weights",
-    )
+    add_network_options(parser)
     parser.add_argument(
         "--tile",
         default=2048,
@@ -97,13 +84,15 @@ def _not_negative(text: str) -> int:
 
 
 def _segment(arguments: argparse.Namespace) -> int:
+    from dssnet_fast.python_ref.images import find_images
+
     started = time.perf_counter()
-    _silence_decoders()
-    jobs = make_jobs(_find(arguments.path, arguments.out))
-    _prepare_folder(arguments.out)
+    cli.silence_decoders()
+    jobs = make_jobs(cli.inputs_outside(arguments.path, arguments.out, find_images))
+    cli.make_folder(arguments.out, RECORDS)
     written = [file for job in jobs for file in files_of(arguments.out, job)]
     remove_leftovers([arguments.out / TABLE, *written])
-    net = _load_net(arguments)
+    net = load_net(arguments)
     run = Run(net, arguments)
     ready = time.perf_counter()
     outcomes = process(run, jobs, arguments)
@@ -118,52 +107,6 @@ def _segment(arguments: argparse.Namespace) -> int:
     elif not arguments.quiet:
         print(_for_people(summary))
     return 1 if summary["images"]["failed"] else 0
-
-
-def _silence_decoders() -> None:
-    """Keep the remarks of image decoders off the terminal; what matters is in their exceptions."""
-    import logging
-    import warnings
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module=r"PIL\.|tifffile")
-
-
-def _find(paths: list[Path], out: Path) -> list[Path]:
-    from dssnet_fast.python_ref.images import find_images
-
-    # A pattern such as `images/*` names the output folder as well when it lies there.
-    paths = [path for path in paths if path.resolve() != out.resolve()]
-    if not paths:
-        raise InputError(f"--out {out}: must be another folder than that of the images")
-    images = find_images(paths)
-    for image in images:
-        if image.resolve().parent == out.resolve():
-            raise InputError(
-                f"--out {out}: must be another folder than that of the images ({image.name}), "
-                "or results would be taken for images"
-            )
-    return images
-
-
-def _prepare_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; name a folder")
-    (out / RECORDS).mkdir(parents=True, exist_ok=True)
-
-
-def _load_net(arguments: argparse.Namespace) -> FastDSSNet:
-    from dssnet_fast.model import FastDSSNet
-
-    how = {
-        "device": arguments.device,
-        "backend": arguments.backend,
-        "precision": arguments.precision,
-    }
-    if arguments.model == "pretrained":
-        return FastDSSNet.pretrained(**how)
-    return FastDSSNet.load(arguments.model, **how)
 
 
 def _write_table(out: Path, jobs: list[Job], outcomes: list[Outcome]) -> None:

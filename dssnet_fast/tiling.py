@@ -38,6 +38,15 @@ class Box:
             min(self.right + by, limit.right),
         )
 
+    def relative_to(self, outer: Box) -> Box:
+        """This box, its rows and columns counted from where `outer` begins."""
+        return Box(
+            self.top - outer.top,
+            self.left - outer.left,
+            self.bottom - outer.top,
+            self.right - outer.left,
+        )
+
     def within(self, outer: Box) -> tuple[slice, slice]:
         """The (rows, columns) of an array holding `outer` at which this box lies."""
         return (

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.wsi.determinism import make_deterministic
+from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.pipeline import Pipeline, Threads
 from dssnet_fast.wsi.timing import Timing
 from dssnet_fast.wsi.work import TileAnswer, TileTask
 
 if TYPE_CHECKING:
-    from dssnet_fast.model import FastDSSNet
     from dssnet_fast.weights import FoldedWeights
 
 _GROUP = 8  # tiles that a worker is given at once
@@ -40,7 +41,7 @@ class Engine(Protocol):
 class ThisProcess:
     """Everything here."""
 
-    def __init__(self, net: FastDSSNet, threads: Threads, timing: Timing) -> None:
+    def __init__(self, net: Network, threads: Threads, timing: Timing) -> None:
         self._pipeline = Pipeline(net, threads, timing)
 
     def run(self, tasks: Iterable[TileTask]) -> Iterator[TileAnswer]:
@@ -72,14 +73,14 @@ class Workers:
 
     def __init__(self, make: Callable[[int], Worker], count: int, timing: Timing) -> None:
         self._make = make
-        self._count = count
+        self.count = count
         self._timing = timing
 
     def run(self, tasks: Iterable[TileTask]) -> Iterator[TileAnswer]:
         """See `Engine`."""
         groups = iter(_groups(tasks))
         again: list[tuple[list[TileTask], int]] = []
-        idle = list(range(self._count))
+        idle = list(range(self.count))
         workers: dict[int, Worker] = {}
         running: dict[Future[Computed], tuple[int, list[TileTask], int]] = {}
         try:
@@ -129,30 +130,34 @@ def _groups(tasks: Iterable[TileTask]) -> Iterator[list[TileTask]]:
 
 # --- processes of this machine -------------------------------------------------------------------
 
-_net: FastDSSNet | None = None
+_net: Network | None = None
 
 
 @dataclass(frozen=True)
 class PortableNet:
     """A network as it travels to other processes, which pack it anew, for the same backend."""
 
+    kind: type
     weights: FoldedWeights
     backend: str
     precision: str
+    deterministic: bool
 
     @classmethod
-    def of(cls, net: FastDSSNet) -> PortableNet:
+    def of(cls, net: Network, deterministic: bool) -> PortableNet:
         """That of a network here."""
-        return cls(net.folded_weights(), net.backend_name, net.precision)
+        weights = net.folded_weights()
+        return cls(type(net), weights, net.backend_name, net.precision, deterministic)
 
-    def unpack(self, threads: int, device: str) -> FastDSSNet:
+    def unpack(self, threads: int, device: str) -> Network:
         """The network, in a process that it has for itself."""
         import torch
 
-        from dssnet_fast.model import FastDSSNet
-
         torch.set_num_threads(threads)
-        return FastDSSNet(self.weights, device, self.backend, self.precision)
+        net = self.kind(self.weights, device, self.backend, self.precision)
+        if self.deterministic:
+            make_deterministic(net)
+        return net
 
 
 class ProcessWorker:
@@ -214,7 +219,7 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def compute(net: FastDSSNet, group: list[TileTask], threads: Threads) -> Computed:
+def compute(net: Network, group: list[TileTask], threads: Threads) -> Computed:
     """A group's answers, and what took how long."""
     timing = Timing()
     answers = list(Pipeline(net, threads, timing).run(group))
@@ -229,10 +234,12 @@ def _portable(answer: TileAnswer) -> TileAnswer:
     return TileAnswer(answer.task, error=RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def local_workers(net: FastDSSNet, count: int, threads: Threads, timing: Timing) -> Workers:
+def local_workers(
+    net: Network, count: int, threads: Threads, timing: Timing, deterministic: bool = False
+) -> Workers:
     """Processes of this machine, which share its cores and its GPUs."""
     cores = max((os.cpu_count() or 1) // count, 1)
-    portable = PortableNet.of(net)
+    portable = PortableNet.of(net, deterministic)
 
     def make(number: int) -> Worker:
         mine = Threads.for_cores(cores, threads.batch)
@@ -241,7 +248,7 @@ def local_workers(net: FastDSSNet, count: int, threads: Threads, timing: Timing)
     return Workers(make, count, timing)
 
 
-def _device(net: FastDSSNet, number: int) -> str:
+def _device(net: Network, number: int) -> str:
     import torch
 
     if net.device.type != "cuda":

@@ -9,17 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.slides.glass import CELL
 from dssnet_fast.tiling import Box, spans
 
-CELL_PX = 256
+CELL_PX = CELL
 
 # A cut must save so much of the cost: every tile has costs of its own.
 _WORTH = 0.95
-
-
-def grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of cells of an image."""
-    return -(-height // CELL_PX), -(-width // CELL_PX)
 
 
 def cut(

@@ -22,14 +22,13 @@ from dssnet_fast.slides.slide import Slide, UnreadableRegion, open_slide
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi import layout
 from dssnet_fast.wsi.measure import OpticalDensity
+from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.tile_nuclei import find_tile_nuclei, to_bytes
 from dssnet_fast.wsi.timing import Timing
 from dssnet_fast.wsi.work import SlideWork, TileAnswer, TileTask
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from dssnet_fast.model import FastDSSNet
 
 # Slides that stay open at once.
 _OPEN_SLIDES = 8
@@ -72,7 +71,7 @@ class Pipeline:
         timing: Where to count what took how long.
     """
 
-    def __init__(self, net: FastDSSNet, threads: Threads, timing: Timing) -> None:
+    def __init__(self, net: Network, threads: Threads, timing: Timing) -> None:
         self._net = net
         self._threads = threads
         self._timing = timing
@@ -138,13 +137,11 @@ class Pipeline:
     def _predict(self, batch: list[_Read]) -> Iterator[tuple[TileTask, tuple | Exception]]:
         if not batch:
             return
-        box, core = batch[0].box, batch[0].task.core
-        inside = Box(
-            core.top - box.top, core.left - box.left, core.bottom - box.top, core.right - box.left
-        )
+        core = batch[0].task.core
+        inside = core.relative_to(batch[0].box)
         try:
-            with self._timing.work("network", sum(_area(one.task.core) for one in batch)):
-                images = [_channels(one.pixels, self._net.config.in_channels) for one in batch]
+            with self._timing.work("network", len(batch) * _area(core)):
+                images = [with_channels(one.pixels, self._net.config.in_channels) for one in batch]
                 labels, probability = self._net.decide(np.stack(images), inside)
         except Exception as error:
             for one in batch:
@@ -259,7 +256,8 @@ def _only_wanted(labels: np.ndarray, core: Box, wanted: np.ndarray) -> np.ndarra
     return labels
 
 
-def _channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """RGB as a network for 3 channels or, as gray by ITU-R 601, for 1 takes it."""
     if channels == 3:
         return pixels
     from PIL import Image
@@ -268,8 +266,8 @@ def _channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _shape(read: _Read) -> tuple[int, ...]:
-    core, box = read.task.core, read.box
-    return (*read.pixels.shape, core.top - box.top, core.left - box.left, core.height, core.width)
+    core = read.task.core.relative_to(read.box)
+    return (*read.pixels.shape, core.top, core.left, core.bottom, core.right)
 
 
 def _area(box: Box) -> int:

@@ -6,24 +6,22 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dssnet_fast.jobs import Job
 from dssnet_fast.python_ref.errors import InputError
-from dssnet_fast.slides.glass import Overview, make_overview
-from dssnet_fast.slides.region import Region
+from dssnet_fast.slides.cells import grid
+from dssnet_fast.slides.glass import Overview, overview
+from dssnet_fast.slides.region import Region, make_region
 from dssnet_fast.slides.resampled import Resampled
 from dssnet_fast.slides.slide import Slide, open_slide
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi import layout
+from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.options import Options
 from dssnet_fast.wsi.results import Frame
 from dssnet_fast.wsi.work import SlideWork
-
-if TYPE_CHECKING:
-    from dssnet_fast.model import FastDSSNet
 
 # The network's grid: contexts are multiples of it.
 _GRID_PX = 8
@@ -52,7 +50,7 @@ class Prepared:
     about: dict[str, object]
 
 
-def prepare(job: Job, net: FastDSSNet, options: Options) -> Prepared:
+def prepare(job: Job, net: Network, options: Options) -> Prepared:
     """Open a slide and decide what is computed of it.
 
     Raises:
@@ -66,7 +64,7 @@ def prepare(job: Job, net: FastDSSNet, options: Options) -> Prepared:
         slide.close()
 
 
-def _prepare(job: Job, slide: Slide, net: FastDSSNet, options: Options) -> Prepared:
+def _prepare(job: Job, slide: Slide, net: Network, options: Options) -> Prepared:
     model_mpp = options.model_mpp or net.mpp
     if model_mpp is None:
         raise InputError(
@@ -85,15 +83,15 @@ def _prepare(job: Job, slide: Slide, net: FastDSSNet, options: Options) -> Prepa
         scale=image.scale,
         origin=(bounds.left, bounds.top) if bounds else (0, 0),
     )
-    region = Region.parse(options.region, origin=shown_from)
-    overview = make_overview(slide, image, slide_mpp, layout.CELL_PX)
-    rows, columns = layout.grid(image.height, image.width)
+    finest = slide.levels[0]
+    region = make_region(options.region, origin=shown_from)
+    region.check(job.path, finest.width, finest.height)
+    glance = overview(image, layout.CELL_PX)
+    rows, columns = grid(image.width, image.height, layout.CELL_PX)
     wanted = region.cells(image.scale, rows, columns, layout.CELL_PX)
-    if not wanted.any():
-        raise InputError(f"{job.path}: --region {options.region}: lies outside the slide")
     in_region = int(wanted.sum())
     if options.skip:
-        wanted = wanted & overview.occupied
+        wanted = wanted & glance.occupied
     context = net.context_px if options.context is None else options.context
     context = -(-context // _GRID_PX) * _GRID_PX
     work = SlideWork(
@@ -102,19 +100,18 @@ def _prepare(job: Job, slide: Slide, net: FastDSSNet, options: Options) -> Prepa
         slide_mpp=slide_mpp,
         image=whole,
         context=context,
-        glass=overview.glass,
+        glass=glance.glass,
         min_area=max(math.ceil(options.min_area / image.mpp**2), 1),
         wanted=wanted,
         keep_going=options.keep_going,
     )
-    finest = slide.levels[0]
     return Prepared(
         job=job,
         work=work,
         cores=layout.cut(wanted, image.height, image.width, options.tile, context),
         frame=frame,
         region=region,
-        overview=overview,
+        overview=glance,
         about={
             "reader": slide.format,
             "slide_size": [finest.width, finest.height],
@@ -124,6 +121,7 @@ def _prepare(job: Job, slide: Slide, net: FastDSSNet, options: Options) -> Prepa
             "level": image.level,
             "context_px": context,
             "exact": context >= net.context_px,
+            "all_cells_because": glance.all_because,
             "cells": {
                 "px": layout.CELL_PX,
                 "in_region": in_region,

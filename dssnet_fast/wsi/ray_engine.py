@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.wsi.engines import Computed, PortableNet, Workers, compute
+from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.pipeline import Threads
 from dssnet_fast.wsi.timing import Timing
 from dssnet_fast.wsi.work import TileTask
-
-if TYPE_CHECKING:
-    from dssnet_fast.model import FastDSSNet
 
 
 class _Actor:
@@ -59,7 +56,12 @@ class RayWorker:
 
 
 def ray_workers(
-    net: FastDSSNet, count: int | None, threads: Threads, timing: Timing, address: str | None
+    net: Network,
+    count: int | None,
+    threads: Threads,
+    timing: Timing,
+    address: str | None,
+    deterministic: bool = False,
 ) -> Workers:
     """Workers of the cluster at `address`, or of one that is started here.
 
@@ -69,6 +71,7 @@ def ray_workers(
         threads: For the size of batches.
         timing: Where to count what took how long.
         address: Of a cluster, `auto` for the one this machine belongs to, None to start one.
+        deterministic: See `determinism`.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster.
@@ -95,5 +98,5 @@ def ray_workers(
     if not count:
         raise InputError("--engine ray: the cluster has no GPU; use --device cpu")
     cores = max(int(resources.get("CPU", 1)) // count, 1)
-    portable = ray.put(PortableNet.of(net))
+    portable = ray.put(PortableNet.of(net, deterministic))
     return Workers(lambda _: RayWorker(portable, cores, on_gpu, threads.batch), count, timing)

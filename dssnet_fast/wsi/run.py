@@ -1,4 +1,4 @@
-"""A run over slides: tiles of all slides in one stream, each slide's outputs when its tiles are done."""
+"""A run over slides: tiles of all in one stream, a slide's outputs when its tiles are done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dssnet_fast
 from dssnet_fast import cli
@@ -17,14 +16,12 @@ from dssnet_fast.jobs import Job
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.wsi.engines import Engine
 from dssnet_fast.wsi.finish import write_outputs
+from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.options import Options
 from dssnet_fast.wsi.prepare import Prepared, prepare
 from dssnet_fast.wsi.store import SlideStore
 from dssnet_fast.wsi.timing import Timing
 from dssnet_fast.wsi.work import TileAnswer, TileTask
-
-if TYPE_CHECKING:
-    from dssnet_fast.model import FastDSSNet
 
 # Raise when the same input would give different files, so that old records are not trusted.
 VERSION = 1
@@ -79,7 +76,7 @@ class SlideRun:
 
     def __init__(
         self,
-        net: FastDSSNet,
+        net: Network,
         options: Options,
         out: Path,
         timing: Timing,
