@@ -252,6 +252,29 @@ class FastDSSNet(nn.Module):
             return np.ascontiguousarray(answer.cpu().numpy())
         return answer.to(image.device).contiguous()
 
+    def segment_slide(
+        self, path: str | os.PathLike, out: str | os.PathLike, **options: object
+    ) -> dict[str, object]:
+        """Segment a whole slide, tile by tile, as `python -m dssnet_fast.wsi` does.
+
+        A call that was interrupted goes on where it stopped when it is made again.
+
+        Args:
+            path: A slide of any format that OpenSlide or tifffile reads.
+            out: Folder for the results, made if need be.
+            options: Those of `dssnet_fast.wsi.options.Options`, such as `assume_mpp=0.25`.
+
+        Returns:
+            What `NAME.json` holds: counts, scale, the names of the result files.
+
+        Raises:
+            InputError: The slide cannot be read or does not say how large its pixels are.
+            OSError: Results cannot be written.
+        """
+        from dssnet_fast.wsi.analysis import segment_slide
+
+        return segment_slide(self, path, out, **options)
+
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1; see `dssnet_fast.backends.Backend`, as for the other three."""
         return self._stages.downsample(image)
