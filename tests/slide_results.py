@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -17,8 +16,9 @@ NAMES = ("background", "nucleus", 'odd <b>"&é')
 def blobs(height: int, width: int, seed: int = 4, sigma: float = 1.5) -> np.ndarray:
     """uint8 [height, width]: blobs of classes 1 and 2, some with holes, some touching."""
     random = np.random.default_rng(seed)
-    inside = gaussian_filter(random.normal(size=(height, width)), sigma) > 0.12 / sigma
-    return (inside * random.integers(1, 3, (1, width))).astype(np.uint8)
+    inside = gaussian_filter(random.normal(size=(height, width)), sigma) > 0.1 / sigma
+    classes = np.repeat(random.integers(1, 3, width // 20 + 1), 20)[:width]
+    return (inside * classes).astype(np.uint8)
 
 
 def nuclei_of(labels: np.ndarray, min_area: int = 1) -> Nuclei:
@@ -30,8 +30,8 @@ def table_of(nuclei: Nuclei) -> NucleusTable:
     """All nuclei of an image as one table; what the image does not give is made up."""
     random = np.random.default_rng(6)
     mean_od = random.uniform(0.1, 1.5, len(nuclei))
-    rings = [ring for of_one in outlines(nuclei.instances) for ring in of_one]
-    per_nucleus = [len(of_one) for of_one in outlines(nuclei.instances)]
+    found = outlines(nuclei.instances)
+    rings = [ring for of_one in found for ring in of_one]
     return NucleusTable(
         id=np.arange(1, len(nuclei) + 1),
         class_index=nuclei.class_index,
@@ -48,7 +48,7 @@ def table_of(nuclei: Nuclei) -> NucleusTable:
         outlines=Outlines(
             points=np.concatenate([np.zeros((0, 2), np.int32), *rings]).astype(np.int32),
             rings=np.cumsum([0, *map(len, rings)]),
-            nuclei=np.cumsum([0, *per_nucleus]),
+            nuclei=np.cumsum([0, *map(len, found)]),
         ),
     )
 
@@ -82,14 +82,16 @@ class DenseLabels:
         self.instances = instances
 
     def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
-        found = []
-        for row in range(-(-top // step) * step, bottom, step):
-            keys = self.labels[row].astype(np.int64) << 32 | self.instances[row]
-            edges = np.flatnonzero(np.diff(keys, prepend=-1, append=-1))
-            for start, end in itertools.pairwise(edges):
-                if self.labels[row, start]:
-                    label, number = self.labels[row, start], self.instances[row, start]
-                    found.append((row, start, end, label, number))
-        columns = zip(*found, strict=True) if found else [()] * 5
-        types = (np.int32, np.int32, np.int32, np.uint8, np.uint32)
-        return LabelledRuns(*(np.array(c, t) for c, t in zip(columns, types, strict=True)))
+        rows = np.arange(-(-top // step) * step, bottom, step)
+        keys = self.labels[rows].astype(np.int64) << 32 | self.instances[rows]
+        changes = np.diff(keys, axis=1, prepend=-1, append=-1) != 0
+        row, column = changes.nonzero()
+        inside = (row[1:] == row[:-1]) & (keys[row[:-1], column[:-1] % keys.shape[1]] > 0)
+        row, start, end = row[:-1][inside], column[:-1][inside], column[1:][inside]
+        return LabelledRuns(
+            row=rows[row].astype(np.int32),
+            start=start.astype(np.int32),
+            end=end.astype(np.int32),
+            label=self.labels[rows[row], start],
+            id=self.instances[rows[row], start].astype(np.uint32),
+        )
