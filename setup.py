@@ -445,6 +445,8 @@ setup(
         "dssnet_fast.backends.triton",
         "dssnet_fast.kernels",
         "dssnet_fast.python_ref",
+        "dssnet_fast.slides",
+        "dssnet_fast.wsi",
     ],
     package_dir={
         "dssnet_fast": "dssnet_fast",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from dssnet_fast.nuclei import Nuclei, find_nuclei, outlines
-from dssnet_fast.wsi.results import LabelledRuns, NucleusTable, Outlines
+from dssnet_fast.wsi.results import NucleusTable
 
 NAMES = ("background", "nucleus", 'odd <b>"&é')
 
@@ -17,8 +14,9 @@ NAMES = ("background", "nucleus", 'odd <b>"&é')
 def blobs(height: int, width: int, seed: int = 4, sigma: float = 1.5) -> np.ndarray:
     """uint8 [height, width]: blobs of classes 1 and 2, some with holes, some touching."""
     random = np.random.default_rng(seed)
-    inside = gaussian_filter(random.normal(size=(height, width)), sigma) > 0.12 / sigma
-    return (inside * random.integers(1, 3, (1, width))).astype(np.uint8)
+    inside = gaussian_filter(random.normal(size=(height, width)), sigma) > 0.1 / sigma
+    classes = np.repeat(random.integers(1, 3, width // 20 + 1), 20)[:width]
+    return (inside * classes).astype(np.uint8)
 
 
 def nuclei_of(labels: np.ndarray, min_area: int = 1) -> Nuclei:
@@ -30,8 +28,6 @@ def table_of(nuclei: Nuclei) -> NucleusTable:
     """All nuclei of an image as one table; what the image does not give is made up."""
     random = np.random.default_rng(6)
     mean_od = random.uniform(0.1, 1.5, len(nuclei))
-    rings = [ring for of_one in outlines(nuclei.instances).to_lists() for ring in of_one]
-    per_nucleus = [len(of_one) for of_one in outlines(nuclei.instances).to_lists()]
     return NucleusTable(
         id=np.arange(1, len(nuclei) + 1),
         class_index=nuclei.class_index,
@@ -45,51 +41,11 @@ def table_of(nuclei: Nuclei) -> NucleusTable:
         mean_od=mean_od,
         integrated_od=mean_od * nuclei.area,
         bounds=nuclei.bounds,
-        outlines=Outlines(
-            points=np.concatenate([np.zeros((0, 2), np.int32), *rings]).astype(np.int32),
-            rings=np.cumsum([0, *map(len, rings)]),
-            nuclei=np.cumsum([0, *per_nucleus]),
-        ),
+        outlines=outlines(nuclei.instances),
     )
 
 
 def parts(table: NucleusTable, size: int) -> list[NucleusTable]:
     """A table cut into tables of `size` nuclei."""
-    made = []
-    for start in range(0, len(table), size):
-        end = min(start + size, len(table))
-        first_ring, last_ring = table.outlines.nuclei[[start, end]]
-        first_point, last_point = table.outlines.rings[[first_ring, last_ring]]
-        columns = {
-            field.name: getattr(table, field.name)[start:end]
-            for field in dataclasses.fields(table)
-            if field.name != "outlines"
-        }
-        outline = Outlines(
-            points=table.outlines.points[first_point:last_point],
-            rings=table.outlines.rings[first_ring : last_ring + 1] - first_point,
-            nuclei=table.outlines.nuclei[start : end + 1] - first_ring,
-        )
-        made.append(NucleusTable(**columns, outlines=outline))
-    return made
-
-
-class DenseLabels:
-    """`Labels` over maps in memory: uint8 [H, W] classes, integer [H, W] ids."""
-
-    def __init__(self, labels: np.ndarray, instances: np.ndarray):
-        self.labels = labels
-        self.instances = instances
-
-    def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
-        found = []
-        for row in range(-(-top // step) * step, bottom, step):
-            keys = self.labels[row].astype(np.int64) << 32 | self.instances[row]
-            edges = np.flatnonzero(np.diff(keys, prepend=-1, append=-1))
-            for start, end in itertools.pairwise(edges):
-                if self.labels[row, start]:
-                    label, number = self.labels[row, start], self.instances[row, start]
-                    found.append((row, start, end, label, number))
-        columns = zip(*found, strict=True) if found else [()] * 5
-        types = (np.int32, np.int32, np.int32, np.uint8, np.uint32)
-        return LabelledRuns(*(np.array(c, t) for c, t in zip(columns, types, strict=True)))
+    ids = np.arange(len(table))
+    return [table[ids[start : start + size]] for start in range(0, len(table), size)]

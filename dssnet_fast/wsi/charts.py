@@ -11,11 +11,9 @@ import numpy as np
 
 from dssnet_fast.wsi.totals import Distribution
 
-_WIDTH, _HEIGHT = 440, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 22, 34
-_BARS = 44
-# What few nuclei are above is one last bar.
-_SHOWN_SHARE = 0.995
+_WIDTH, _HEIGHT = 360, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 24, 36
+_BARS = 40
 
 # From few to many: legible over pale stained tissue, and in order of lightness.
 _DENSITY_COLOURS = np.array(
@@ -24,7 +22,12 @@ _DENSITY_COLOURS = np.array(
 
 
 def histogram(
-    values: Distribution, title: str, unit: str, colours: Sequence[str], digits: int
+    values: Distribution,
+    title: str,
+    unit: str,
+    colours: Sequence[str],
+    digits: int,
+    share: float = 1.0,
 ) -> str:
     """A histogram as an SVG element, the classes on top of each other.
 
@@ -34,10 +37,12 @@ def histogram(
         unit: Of the values, or an empty string.
         colours: CSS colours of the classes, background first.
         digits: Decimals of the median.
+        share: Of the values that are drawn where they are. The few above are counted in the last
+            bar.
     """
     used = values.counts.any(axis=0).nonzero()[0]
     low = int(used[0])
-    high = int(values.quantile(_SHOWN_SHARE) / values.step) + 1
+    high = int(values.quantile(share) / values.step) + 1
     per_bar = max(1, -(-(high - low) // _BARS))
     step = per_bar * values.step
     # Bars begin at round multiples of their width.
@@ -82,7 +87,7 @@ def histogram(
         below = 0
         left, right = start + index * step, start + (index + 1) * step
         label = f"{_number(left, 4)} to {_number(right, 4)} {unit}".strip()
-        if index == bars - 1:
+        if index == bars - 1 and share < 1:
             label = f"{_number(left, 4)} {unit}".strip() + " and more"
         total = int(counts[:, index].sum())
         if not total:

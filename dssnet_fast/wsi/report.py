@@ -138,6 +138,8 @@ def _slide(summary: Mapping, totals: Totals, thumbnail: np.ndarray) -> str:
         f' height="{(bottom - top) / frame.scale:.1f}"/>'
         for left, top, right, bottom in summary["unreadable"]
     )
+    strongest = float(f"{most:.2g}")
+    gradient = charts.density_gradient()
     picture = charts.data_uri("jpeg", charts.jpeg(thumbnail, _THUMBNAIL_PX))
     radius = max(frame.width, frame.height) / 80
     shown = f"max-width:{_THUMBNAIL_HIGH * frame.width / frame.height:.0f}px"
@@ -145,7 +147,7 @@ def _slide(summary: Mapping, totals: Totals, thumbnail: np.ndarray) -> str:
         '<div class="card"><div class="controls">'
         '<label><input type="checkbox" id="density" checked autocomplete="off">Nuclear density'
         '</label><span class="scale">0'
-        f'<i style="background:{charts.density_gradient()}"></i>{most:,.0f} per mm²</span></div>\n'
+        f'<i style="background:{gradient}"></i>{strongest:,.0f} per mm²</span></div>\n'
         f'<div class="slide" style="{shown}">'
         f'<img alt="The slide" src="{picture}">'
         f'<img class="density" alt="Density of nuclei" style="width:{wide};height:{high}"'
@@ -164,12 +166,13 @@ def _distributions(totals: Totals, colours: Sequence[str]) -> str:
         f"<li>{_dot(colours[index])}{escape(totals.class_names[index])}</li>" for index in present
     )
     made = [f'<h2>Measurements</h2>\n<ul class="classes">{legend}</ul>\n<div class="charts">']
-    for title, values, unit, digits in (
-        ("Area", totals.area_um2, "µm²", 1),
-        ("Mean optical density", totals.mean_od, "", 3),
-        ("Eccentricity", totals.eccentricity, "", 3),
+    for title, values, unit, digits, share in (
+        ("Area", totals.area_um2, "µm²", 1, 0.99),
+        ("Mean optical density", totals.mean_od, "", 3, 0.995),
+        ("Eccentricity", totals.eccentricity, "", 3, 1.0),
     ):
-        drawn = charts.histogram(values, f"Histogram of nuclei: {title}", unit, colours, digits)
+        label = f"Histogram of nuclei: {title}"
+        drawn = charts.histogram(values, label, unit, colours, digits, share)
         made.append(f'<section class="card"><h3>{title}</h3>{drawn}</section>\n')
     made.append(
         '</div>\n<div class="card wide" style="margin-top:16px"><table class="numbers"><tr>'
@@ -208,7 +211,7 @@ def _gallery(
             f'<li data-x="{one.x:.1f}" data-y="{one.y:.1f}">'
             f'<button type="button" title="Show nucleus {one.id} on the slide">'
             f"{_crop(one, colour, crop)}</button>"
-            f'<p><b title="{kind}">{_dot(colour)}{facts["area_um2"]:,.1f} µm²</b>'
+            f'<p><b title="{kind}">{_dot(colour)}{_area(facts["area_um2"])} µm²</b>'
             f"OD {facts['mean_od']:.3f}"
             f'<span class="soft">{facts["x"]:.0f}, {facts["y"]:.0f}</span>'
             f'<span class="soft">#{one.id} <a class="viewer" href="{link}">open</a></span>'
@@ -258,6 +261,10 @@ def _facts(summary: Mapping) -> str:
         f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>\n" for key, value in facts
     )
     return f'<div class="card"><table>\n{rows}</table></div>\n'
+
+
+def _area(um2: float) -> str:
+    return f"{um2:,.1f}" if um2 < 1000 else f"{um2:,.0f}"
 
 
 def _dot(colour: str) -> str:

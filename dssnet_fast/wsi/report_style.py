@@ -16,7 +16,7 @@ h1{margin:2px 0 22px;font-size:28px;line-height:1.2;font-weight:650;overflow-wra
 h2{margin:40px 0 12px;font-size:18px;font-weight:650}
 h3{margin:0 0 6px;font-size:14px;font-weight:600}
 a{color:var(--accent)}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:0;
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:1px;margin:0;
 background:var(--line);border:1px solid var(--line);border-radius:12px;overflow:hidden;
 box-shadow:var(--shadow)}
 .figures div{background:var(--card);padding:14px 18px}
@@ -52,13 +52,13 @@ background:#fff}
 .histogram .grid{stroke:var(--line)}
 .histogram line.median{stroke:var(--ink);stroke-dasharray:3 3}
 .histogram text.median{fill:var(--ink);font-weight:600}
-.histogram rect{shape-rendering:crispEdges}
+.histogram rect{shape-rendering:crispEdges;fill-opacity:.85}
 .histogram g:hover rect{opacity:.7}
 .classes{display:flex;flex-wrap:wrap;gap:4px 20px;margin:0 0 12px;padding:0;list-style:none;
 font-size:13.5px}
 .dot{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px;
 box-shadow:inset 0 0 0 1px rgba(0,0,0,.25)}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:14px;margin:0;
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(126px,1fr));gap:14px;margin:0;
 padding:0;list-style:none}
 .gallery li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden;
 font-size:12.5px;font-variant-numeric:tabular-nums;box-shadow:var(--shadow)}
@@ -68,8 +68,8 @@ line-height:0}
 .gallery button:focus-visible{outline:3px solid var(--accent);outline-offset:-3px}
 .gallery svg{width:100%;aspect-ratio:1}
 .gallery path{fill:none;vector-effect:non-scaling-stroke}
-.gallery .under{stroke:#000;stroke-opacity:.45;stroke-width:3.5}
-.gallery .over{stroke-width:1.5}
+.gallery .under{stroke:#000;stroke-opacity:.4;stroke-width:3}
+.gallery .over{stroke-width:1.4}
 .missing{display:grid;place-items:center;aspect-ratio:1;color:#666;background:#eee;line-height:1.4;
 font-size:12px}
 .gallery p{margin:0;padding:8px 10px 9px}
@@ -82,8 +82,10 @@ th{width:230px;padding:6px 16px 6px 0;text-align:left;vertical-align:top;font-we
 color:var(--soft)}
 td{padding:6px 0;overflow-wrap:anywhere;white-space:pre-wrap;font-variant-numeric:tabular-nums}
 tr+tr>*{border-top:1px solid var(--line)}
-.numbers th,.numbers td{width:auto;text-align:right;padding-left:16px;white-space:nowrap}
-.numbers th:first-child,.numbers td:first-child{text-align:left;padding-left:0;white-space:normal}
+.numbers th,.numbers td{width:auto;text-align:right;padding-left:16px;
+padding-right:0;white-space:nowrap}
+.numbers th:first-child,.numbers td:first-child{text-align:left;padding-left:0;
+white-space:normal;overflow-wrap:normal}
 .wide{overflow-x:auto}
 footer{max-width:1180px;margin:44px auto 0;padding:0 24px 40px;color:var(--soft);font-size:12.5px}
 @media(max-width:640px){th{width:40%}h1{font-size:23px}main,header{padding-left:14px;
