@@ -6,6 +6,7 @@ import importlib.resources
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.quantisation import Quantisation
+from dssnet_fast.tiling import Box
 from dssnet_fast.weights import FoldedWeights
 
 log = logging.getLogger("dssnet_fast")
@@ -245,12 +247,43 @@ class FastDSSNet(nn.Module):
             ValueError: The shape is another, or `output` is none of the three.
         """
         backends.check_output(output)
-        answer = self._run(self._as_batch(image).to(self.device), output)
-        if image.ndim < 4:
-            answer = answer[0]
-        if isinstance(image, np.ndarray):
-            return np.ascontiguousarray(answer.cpu().numpy())
-        return answer.to(image.device).contiguous()
+        return self._like(image, self._run(self._as_batch(image).to(self.device), output))
+
+    def decide(self, image: Image, core: Box | None = None) -> tuple[Image, Image]:
+        """Segment a part of images: what `predict` says there, for less work.
+
+        A part whose image reaches `context_px` around it, to multiples of 8 px, gets the answer
+        that it has in a larger image; in fp32 the last digits may differ from that.
+
+        Args:
+            image: As for `predict`.
+            core: The part, px of the image, the same in all of a batch; by default everything.
+
+        Returns:
+            labels: uint8 [h, w] or [B, h, w] of the core, those of `predict`.
+            probability: float32, the same shape: each label's.
+            Both are the same kind as `image`, on the same device.
+
+        Raises:
+            TypeError: Not an array or tensor of uint8.
+            ValueError: The shape is another.
+            InputError: `core` is no box in the image, or the network's answer is not finite.
+        """
+        batch = self._as_batch(image)
+        height, width = batch.shape[1:3]
+        core = Box(0, 0, height, width) if core is None else core
+        _check_core(core, height, width)
+        batch = batch.to(self.device)
+        if torch.compiler.is_compiling():
+            answers = self._operators().decide(batch, core)
+        else:
+            answers = backends.decide(self._backend, batch, core)
+        if not answers[1].isfinite().all():
+            raise InputError(
+                "the network's answer is not finite; use --precision fp32, or check the weights"
+            )
+        labels, probability = (self._like(image, answer) for answer in answers)
+        return labels, probability
 
     def segment_slide(
         self, path: str | os.PathLike, out: str | os.PathLike, **options: object
@@ -305,6 +338,15 @@ class FastDSSNet(nn.Module):
         if torch.compiler.is_compiling():
             return self._operators().infer(image.detach(), output)
         return backends.infer(self._backend, image, output, self.config.classes)
+
+    @staticmethod
+    def _like(image: Image, answer: Tensor) -> Image:
+        """A batch's answer as the caller gave the image: one or several, which kind, where."""
+        if image.ndim < 4:
+            answer = answer[0]
+        if isinstance(image, np.ndarray):
+            return np.ascontiguousarray(answer.cpu().numpy())
+        return answer.to(image.device).contiguous()
 
     def _as_batch(self, image: object) -> Tensor:
         """[B, H, W, in_channels] uint8, or an error that says what to do instead."""
@@ -372,6 +414,18 @@ class FastDSSNet(nn.Module):
             super()._apply(lambda tensor: tensor.to(probe.device), recurse)
             self._use(choice)
         return self
+
+
+def _check_core(core: object, height: int, width: int) -> None:
+    inside = isinstance(core, Box) and all(type(edge) is int for edge in astuple(core))
+    if inside:
+        rows, columns = 0 <= core.top < core.bottom <= height, 0 <= core.left < core.right <= width
+        inside = rows and columns
+    if not inside:
+        raise InputError(
+            f"core must be a Box of whole pixels, at least one, inside the image of {height} x "
+            f"{width} px, got {core!r}"
+        )
 
 
 def _repack(net: FastDSSNet, _: object) -> None:

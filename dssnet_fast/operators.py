@@ -1,11 +1,12 @@
 """The network as operators of torch: what `torch.compile` and `torch.export` see of it.
 
-`dssnet_fast::infer` is the whole network, `downsample`, `extract`, `fuse` and `segment` are its
-stages. They take what `dssnet_fast.backends.Backend` takes, `infer` images of any size, and return
-new, contiguous tensors. An operator knows of no network: the folded weights are among its
-arguments, in the order of their names, and config, backend and precision are strings. So an
-exported program is whole: in another process it runs after `import dssnet_fast.operators` and
-`torch.export.load`, nothing else. None has a gradient.
+`dssnet_fast::infer` is the whole network, `decide` is its labels and their probabilities for a part
+of the images, `downsample`, `extract`, `fuse` and `segment` are its stages. They take what
+`dssnet_fast.backends.Backend` takes, the first two images of any size, and return new, contiguous
+tensors. An operator knows of no network: the folded weights are among its arguments, in the order
+of their names, and config, backend and precision are strings. So an exported program is whole: in
+another process it runs after `import dssnet_fast.operators` and `torch.export.load`, nothing else.
+None has a gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import HEAD_CHANNELS, SCALE, UPSAMPLING
 from dssnet_fast.quantisation import Quantisation
+from dssnet_fast.tiling import Box
 from dssnet_fast.weights import FoldedWeights, folded_shapes
 
 _INT8 = "int8"  # beside the config, what int8 needs
@@ -52,6 +55,10 @@ class Operators(NamedTuple):
     def infer(self, image: Tensor, output: str) -> Tensor:
         """All stages."""
         return infer(image, *self, output)
+
+    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+        """All stages for a part of the images, any box in them."""
+        return decide(image, *self, list(astuple(core)))
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -207,6 +214,20 @@ def infer(image, weights, config, backend, precision, output):
 @infer.register_fake
 def _(image, weights, config, backend, precision, output):
     return new_answer(image, image_size(image), output, _config(config).classes)
+
+
+@_operator("decide", "Tensor image, network, int[] core", "(Tensor, Tensor)")
+def decide(image, weights, config, backend, precision, core):
+    """All stages for a part of the images, of any size: top, left, bottom, right, px."""
+    packed = _cache.get(Operators(weights, config, backend, precision))
+    return tuple(map(_new, backends.decide(packed, image, Box(*core))))
+
+
+@decide.register_fake
+def _(image, weights, config, backend, precision, core):
+    top, left, bottom, right = core
+    size = (image_size(image)[0], bottom - top, right - left)
+    return image.new_empty(size, dtype=torch.uint8), image.new_empty(size, dtype=torch.float32)
 
 
 @_operator("downsample", "Tensor image, network", "Tensor")

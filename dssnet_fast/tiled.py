@@ -6,7 +6,6 @@ from typing import Protocol
 
 import numpy as np
 
-from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.tiling import Box, plan
 
 
@@ -15,8 +14,8 @@ class Network(Protocol):
 
     context_px: int
 
-    def predict(self, image: np.ndarray, output: str) -> np.ndarray:
-        """uint8 [H, W, channels] to float32 [H, W, classes] for `output="logits"`."""
+    def decide(self, image: np.ndarray, core: Box) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [H, W, channels] to labels, uint8, and probabilities, float32, of the core."""
 
 
 def predict_tiled(
@@ -45,21 +44,7 @@ def predict_tiled(
     probability = np.empty((height, width), np.float32)
     whole = Box(0, 0, height, width)
     for part in plan(height, width, tile, net.context_px):
-        logits = net.predict(np.ascontiguousarray(image[part.read.within(whole)]), output="logits")
+        read = np.ascontiguousarray(image[part.read.within(whole)])
         at = part.core.within(whole)
-        labels[at], probability[at] = _decide(logits[part.core.within(part.read)])
-    return labels, probability
-
-
-def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # From the logits, not from probabilities: rounding to probabilities can make two classes
-    # equal, and the labels would differ from the network's own.
-    labels = logits.argmax(axis=2).astype(np.uint8)
-    highest = logits.max(axis=2, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        probability = 1 / np.exp(logits - highest).sum(axis=2)
-    if not np.isfinite(probability).all():
-        raise InputError(
-            "the network's answer is not finite; use --precision fp32, or check the weights"
-        )
+        labels[at], probability[at] = net.decide(read, part.core.seen_from(part.read))
     return labels, probability

@@ -29,30 +29,32 @@ class Box:
         """Columns."""
         return self.right - self.left
 
-    def grown(self, by: int, limit: Box) -> Box:
-        """With `by` px more on each side, as far as `limit` goes."""
+    def around(self, context: int, outer: Box) -> Box:
+        """This box and `context` px to each side, as far as `outer` goes."""
         return Box(
-            max(self.top - by, limit.top),
-            max(self.left - by, limit.left),
-            min(self.bottom + by, limit.bottom),
-            min(self.right + by, limit.right),
+            max(self.top - context, outer.top),
+            max(self.left - context, outer.left),
+            min(self.bottom + context, outer.bottom),
+            min(self.right + context, outer.right),
         )
 
-    def relative_to(self, outer: Box) -> Box:
-        """This box, its rows and columns counted from where `outer` begins."""
-        return Box(
-            self.top - outer.top,
-            self.left - outer.left,
-            self.bottom - outer.top,
-            self.right - outer.left,
-        )
+    def rounded_out(self, multiple: int) -> Box:
+        """The smallest box around this one whose edges are multiples of `multiple`."""
+        top, left = (edge // multiple * multiple for edge in (self.top, self.left))
+        return Box(top, left, _up(self.bottom, multiple), _up(self.right, multiple))
+
+    def moved(self, down: int, right: int) -> Box:
+        """This box so many pixels further."""
+        return Box(self.top + down, self.left + right, self.bottom + down, self.right + right)
+
+    def seen_from(self, outer: Box) -> Box:
+        """This box where `outer` begins at row 0 and column 0."""
+        return self.moved(-outer.top, -outer.left)
 
     def within(self, outer: Box) -> tuple[slice, slice]:
         """The (rows, columns) of an array holding `outer` at which this box lies."""
-        return (
-            slice(self.top - outer.top, self.bottom - outer.top),
-            slice(self.left - outer.left, self.right - outer.left),
-        )
+        seen = self.seen_from(outer)
+        return slice(seen.top, seen.bottom), slice(seen.left, seen.right)
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,8 @@ def plan(height: int, width: int, tile: int, context: int, multiple: int = 8) ->
         raise InputError(f"plan: tile must be a multiple of {multiple}, got {tile}")
     context = _up(context, multiple)
     rows, columns = spans(height, tile, multiple), spans(width, tile, multiple)
-    return [
-        Tile(
-            core=Box(top, left, bottom, right),
-            read=Box(top, left, bottom, right).grown(context, Box(0, 0, height, width)),
-        )
-        for top, bottom in rows
-        for left, right in columns
-    ]
+    cores = [Box(top, left, bottom, right) for top, bottom in rows for left, right in columns]
+    return [Tile(core, core.around(context, Box(0, 0, height, width))) for core in cores]
 
 
 def _up(value: int, multiple: int) -> int:

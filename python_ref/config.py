@@ -60,6 +60,11 @@ class DSSNetConfig:
         return 2 * self.features
 
     @property
+    def answer_context_px(self) -> int:
+        """What of `context_px` the FFM and the segmentation head reach, of the maps at 1/8."""
+        return 2 + 2 * 2 + 2
+
+    @property
     def context_px(self) -> int:
         """Pixels to each side of an output pixel that can influence it; a multiple of 8.
 
@@ -69,7 +74,7 @@ class DSSNetConfig:
         of 8 this is exact: 264 px for ten W-NECK blocks.
         """
         cells = 1 + self.blocks * _BLOCK_RADIUS_CELLS[self.block]
-        return 2 + 3 * 2 + 8 * cells + 4 + 2 + 1 + 1
+        return self.answer_context_px + 8 * cells + 4 + 2 + 1 + 1
 
     def to_dict(self) -> dict[str, int | str | bool]:
         """The fields as plain values, for JSON."""

@@ -49,3 +49,26 @@ def parts(table: NucleusTable, size: int) -> list[NucleusTable]:
     """A table cut into tables of `size` nuclei."""
     ids = np.arange(len(table))
     return [table[ids[start : start + size]] for start in range(0, len(table), size)]
+
+
+class DenseLabels:
+    """`Labels` over maps in memory: uint8 [H, W] classes, integer [H, W] ids."""
+
+    def __init__(self, labels: np.ndarray, instances: np.ndarray):
+        self.labels = labels
+        self.instances = instances
+
+    def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
+        rows = np.arange(-(-top // step) * step, bottom, step)
+        keys = self.labels[rows].astype(np.int64) << 32 | self.instances[rows]
+        changes = np.diff(keys, axis=1, prepend=-1, append=-1) != 0
+        row, column = changes.nonzero()
+        inside = (row[1:] == row[:-1]) & (keys[row[:-1], column[:-1] % keys.shape[1]] > 0)
+        row, start, end = row[:-1][inside], column[:-1][inside], column[1:][inside]
+        return LabelledRuns(
+            row=rows[row].astype(np.int32),
+            start=start.astype(np.int32),
+            end=end.astype(np.int32),
+            label=self.labels[rows[row], start],
+            id=self.instances[rows[row], start].astype(np.uint32),
+        )

@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <chrono>
+#include <optional>
 
 #include "../bind.h"
 #include "instruction_sets.h"
@@ -40,7 +42,8 @@ AnswerKind kind_of(const std::string& name) {
     if (name == "labels") return AnswerKind::labels;
     if (name == "probabilities") return AnswerKind::probabilities;
     if (name == "logits") return AnswerKind::logits;
-    throw py::value_error("output must be labels, probabilities or logits, got " + name);
+    if (name == "decision") return AnswerKind::decision;
+    throw py::value_error("output must be labels, probabilities, logits or decision, got " + name);
 }
 
 // (weight [lines, taps, inputs, outputs], bias [outputs], type, step)
@@ -81,14 +84,34 @@ std::unique_ptr<Network> make_network(const std::string& instruction_set, const 
     return std::make_unique<Network>(kernels, operands);
 }
 
-void run_network(const Network& network, const std::string& stage, int batch, int height, int width,
-                 const std::map<std::string, uintptr_t>& addresses, const std::string& output, int threads) {
-    Run run;
-    run.stage = stage_of(stage), run.kind = kind_of(output);
-    run.batch = batch, run.height = height, run.width = width;
+// The pixels (top, left, bottom, right) whose answer is wanted.
+using Core = std::optional<std::array<int, 4>>;
+
+Run run_of(int batch, int height, int width, const Core& core) {
     if (batch < 0 || height < 0 || width < 0 || height % PHASES || width % PHASES) {
         throw py::value_error("images must have sides that are multiples of 8");
     }
+    Run run;
+    run.batch = batch, run.height = height, run.width = width;
+    if (!core) return run;
+    const auto [top, left, bottom, right] = *core;
+    const auto fits = [](int first, int last, int end) {
+        return first % PHASES == 0 && last % PHASES == 0 && 0 <= first && first <= last && last <= end;
+    };
+    if (!fits(top, bottom, height) || !fits(left, right, width)) {
+        throw py::value_error("the core must lie in the image, with edges that are multiples of 8");
+    }
+    run.has_core = true;
+    run.core_rows = {top / PHASES, bottom / PHASES}, run.core_columns = {left / PHASES, right / PHASES};
+    return run;
+}
+
+void run_network(const Network& network, const std::string& stage, int batch, int height, int width,
+                 const std::map<std::string, uintptr_t>& addresses, const std::string& output, int threads,
+                 const Core& core) {
+    Run run = run_of(batch, height, width, core);
+    run.stage = stage_of(stage), run.kind = kind_of(output);
+    if (core && run.stage != Stage::all) throw py::value_error("a core is for all stages together");
     const auto take = [&](const char* name, auto& pointer) {
         const auto found = addresses.find(name);
         using Pointer = std::decay_t<decltype(pointer)>;
@@ -161,10 +184,16 @@ void bind_cpu(py::module_& m) {
         .def(py::init(&make_network), py::kw_only(), py::arg("instruction_set"), py::arg("sizes"), py::arg("convolutions"),
              py::arg("blocks"), py::arg("slopes"), py::arg("winograd"))
         .def("run", &run_network, py::kw_only(), py::arg("stage"), py::arg("batch"), py::arg("height"), py::arg("width"),
-             py::arg("addresses"), py::arg("output"), py::arg("threads"))
+             py::arg("addresses"), py::arg("output"), py::arg("threads"), py::arg("core") = py::none(),
+             "Fills what `addresses` names. `core`: only these pixels, (top, left, bottom, right), of all stages' answer.")
         .def("macs", &Network::macs, py::arg("height"), py::arg("width"),
              "Multiply-accumulates for an image: downsample, extract, and the two other stages together.")
-        .def("workspace_bytes", &Network::workspace_bytes, py::arg("height"), py::arg("width"), py::arg("threads"));
+        .def(
+            "workspace_bytes",
+            [](const Network& network, int height, int width, int threads, const Core& core) {
+                return network.workspace_bytes(run_of(0, height, width, core), threads);
+            },
+            py::arg("height"), py::arg("width"), py::arg("threads"), py::arg("core") = py::none());
 }
 
 }  // namespace dssnet

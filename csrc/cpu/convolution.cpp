@@ -201,17 +201,36 @@ Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_w
     return taps;
 }
 
-void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
-                   const WinogradParts& parts, const std::function<Finish(int row, int phase)>& end) {
-    const int units = round_up(cells, UNIT) / UNIT;
+void WinogradParts::transform(const Kernels& kernels, const uint32_t* const* lines, int runs, ptrdiff_t stride,
+                              const Columns& columns) const {
+    for (int part = 0; part < COUNT; ++part) {
+        if (columns.whole()) {
+            kernels.winograd_input(lines, part, runs * stride + PAD, parts_[part]);
+            continue;
+        }
+        for (int run = 0; run < runs; ++run) {
+            const ptrdiff_t begin = run * stride + columns.begin();
+            const uint32_t* from[COUNT];
+            for (int i = 0; i < COUNT; ++i) from[i] = lines[i] + begin;
+            kernels.winograd_input(from, part, columns.units() * UNIT + 2 * PAD, parts_[part] + begin);
+        }
+    }
+}
+
+void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count,
+                   const Columns& columns, const WinogradParts& parts,
+                   const std::function<Finish(int row, int phase)>& end) {
+    const int units = columns.units();
+    const ptrdiff_t begin = columns.begin();
     const auto taps_of = [&](int phase) { return taps_around(phase, convolution.taps() / 2, 1, phases, from.phase()); };
     if (convolution.form() == Convolution::Form::direct) {
         const int reach = convolution.lines() / 2;
         const uint32_t* lines[3];
         for (int row = first; row < first + count; ++row) {
-            for (int line = 0; line < convolution.lines(); ++line) lines[line] = from.read(row + line - reach);
+            for (int line = 0; line < convolution.lines(); ++line) lines[line] = from.read(row + line - reach) + begin;
             for (int phase = 0; phase < phases; ++phase) {
-                convolution.row(lines, taps_of(phase).data(), from.stride(), units, end(row, phase));
+                const Finish finish = columns.finish(end(row, phase));
+                convolution.row(lines, taps_of(phase).data(), from.stride(), units, finish);
             }
         }
         return;
@@ -224,12 +243,12 @@ void convolve_rows(const Convolution& convolution, const Rows& from, int phases,
             const int index = row + i - 1;
             lines[i] = (index <= first + count ? from.read(index) : from.zero()) - PAD;
         }
-        parts.transform(convolution.kernels(), lines, from.row_words());
-        for (int i = 0; i < PARTS; ++i) lines[i] = parts.part(i) + PAD;
+        parts.transform(convolution.kernels(), lines, phases * from.groups(), from.stride(), columns);
+        for (int i = 0; i < PARTS; ++i) lines[i] = parts.part(i) + PAD + begin;
         const int row_count = std::min(4, first + count - row);
         for (int phase = 0; phase < phases; ++phase) {
             Finish rows[4];
-            for (int i = 0; i < row_count; ++i) rows[i] = end(row + i, phase);
+            for (int i = 0; i < row_count; ++i) rows[i] = columns.finish(end(row + i, phase));
             convolution.winograd_rows(lines, taps_of(phase).data(), from.stride(), units, rows, row_count);
         }
     }

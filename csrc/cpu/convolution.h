@@ -103,9 +103,9 @@ class WinogradParts {
         for (uint32_t*& part : parts_) part = arena.take(row_words);
     }
 
-    void transform(const Kernels& kernels, const uint32_t* const* lines, size_t row_words) const {
-        for (int part = 0; part < COUNT; ++part) kernels.winograd_input(lines, part, row_words, parts_[part]);
-    }
+    // `runs`: of cells in a line, `stride` words apart.
+    void transform(const Kernels& kernels, const uint32_t* const* lines, int runs, ptrdiff_t stride,
+                   const Columns& columns) const;
     const uint32_t* part(int number) const { return parts_[number]; }
 
   private:
@@ -113,8 +113,9 @@ class WinogradParts {
 };
 
 // A convolution of stride 1, 1x1 or 3x3, for rows [first, first + count) of a map with `phases` columns a cell. `end` tells
-// what happens to the sums of a row and phase.
-void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count, int cells,
-                   const WinogradParts& parts, const std::function<Finish(int row, int phase)>& end);
+// what happens to the sums of a row and phase, as if all columns were wanted.
+void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count,
+                   const Columns& columns, const WinogradParts& parts,
+                   const std::function<Finish(int row, int phase)>& end);
 
 }  // namespace dssnet::cpu

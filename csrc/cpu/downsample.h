@@ -11,9 +11,9 @@ class Downsample {
     Downsample(const Kernels& kernels, const Operands& operands);
 
     // Rows [first, last) of the result into `x0`, packed, and into `map`, float [height / 8][cells][width], where it is
-    // not null. Adds what it needs to `arena`; where that only counts, nothing else happens.
-    void run(const Image& image, int first, int last, const Rows& x0, float* map, const uint32_t* const* zeros,
-             Arena& arena) const;
+    // not null and all columns are wanted. Adds what it needs to `arena`; where that only counts, nothing else happens.
+    void run(const Image& image, int first, int last, const Columns& columns, const Rows& x0, float* map,
+             const uint32_t* const* zeros, Arena& arena) const;
 
     // What its maps need of rows of zeros, in words.
     size_t zero_words(int cells) const;

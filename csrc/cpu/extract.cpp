@@ -1,7 +1,5 @@
 #include "extract.h"
 
-#include "stream.h"
-
 namespace dssnet::cpu {
 namespace {
 
@@ -32,7 +30,7 @@ Extract::Extract(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
       features_(operands.sizes.features),
       head_(operands.fastest(kernels, "extract.head", input_of(operands, operands.blocks.front().front()).type)),
-      together_(head_.rows_together()) {
+      winograd_(head_.rows_together() > 1) {
     for (size_t number = 0; number < operands.blocks.size(); ++number) {
         const BlockNames& names = operands.blocks[number];
         std::vector<Layer> layers;
@@ -44,13 +42,13 @@ Extract::Extract(const Kernels& kernels, const Operands& operands)
                 layer.channels.push_back(layer.parts.back().outputs());
             }
             segments = layer.channels;
-            together_ = std::max(together_, layer.rows_together());
+            winograd_ = winograd_ || layer.rows_together() > 1;
             layers.push_back(std::move(layer));
         }
         const bool is_last = number + 1 == operands.blocks.size();
         const Format next = is_last ? operands.fuse_input() : input_of(operands, operands.blocks[number + 1].front());
         Convolution last = operands.fastest(kernels, names.back().parts.front(), next.type, segments);
-        together_ = std::max(together_, last.rows_together());
+        winograd_ = winograd_ || last.rows_together() > 1;
         blocks_.push_back({std::move(layers), std::move(last)});
     }
 }
@@ -75,7 +73,49 @@ double Extract::macs() const {
     return sum;
 }
 
-Extract::Maps Extract::maps(int height, int cells, const uint32_t* const* zeros, Format fuse, Arena& arena) const {
+Extract::Steps Extract::steps(const Block& block, int height, const Part& narrow) {
+    const int count = int(block.layers.size());
+    Steps steps{{}, std::vector<Part>(count, narrow), narrow};
+    steps.groups.assign(count, Groups(height, block.layers.back().rows_together()));
+    for (int i = count - 1; i >= 0; --i) {
+        const Layer& layer = block.layers[i];
+        Part& read = i > 0 ? steps.parts[i - 1] : steps.input;
+        read = {steps.parts[i].rows.wider(layer.reach(), height), steps.parts[i].columns.wider(layer.reach())};
+        if (i == 0) break;
+        steps.groups[i - 1] = Groups(steps.groups[i], layer.reach(), block.layers[i - 1].rows_together());
+        read.rows = steps.groups[i - 1].around(read.rows);
+    }
+    return steps;
+}
+
+Extract::Plan Extract::plan(int height, const Part& wanted) const {
+    // Rows that convolutions which are not streamed give, and what these read.
+    const auto result = [&](const Convolution& convolution, const Part& part) -> Part {
+        return {Groups(height, convolution.rows_together()).around(part.rows), part.columns};
+    };
+    const auto read = [&](const Convolution& convolution, const Part& part) -> Part {
+        const int reach = convolution.taps() / 2;
+        return {part.rows.wider(reach, height), part.columns.wider(reach)};
+    };
+    Plan plan{height, wanted, wanted, wanted, {blocks_.size(), {wanted, wanted}}};
+    Part part = wanted;
+    for (size_t number = blocks_.size(); number-- > 0;) {
+        const Block& block = blocks_[number];
+        Plan::OfBlock& of_block = plan.blocks[number];
+        of_block.result = result(block.last, part);
+        const int together = block.layers.back().rows_together();
+        of_block.narrow = read(block.last, of_block.result);
+        of_block.narrow.rows = Groups(height, together).around(of_block.narrow.rows);
+        part = steps(block, height, of_block.narrow).input;
+    }
+    plan.head = result(head_, part);
+    plan.x0 = read(head_, plan.head);
+    return plan;
+}
+
+Extract::Maps Extract::maps(const Plan& plan, const uint32_t* const* zeros, Format fuse, Arena& arena) const {
+    // No other map has more rows than x0.
+    const int height = plan.height, kept = plan.x0.rows.count(), cells = plan.x0.columns.cells();
     // What is read for the last time lends its memory to what is written next: x0 to the blocks' narrow maps, the map
     // that the last block read to its result.
     size_t narrow = Rows::words_of_row(1, head_.groups(), cells);
@@ -86,15 +126,15 @@ Extract::Maps Extract::maps(int height, int cells, const uint32_t* const* zeros,
     }
     const int groups = fuse.groups(features_);
     const auto fused = [&](uint32_t* words) {
-        return Rows(words, zeros[int(fuse.type)], height, height, 1, groups, fuse, cells);
+        return Rows(words, zeros[int(fuse.type)], height, kept, 1, groups, fuse, cells);
     };
     Maps maps;
-    maps.narrow = arena.take(narrow * height);
-    maps.packed = arena.take(packed * height);
-    maps.x0 = head_.rows(maps.narrow, zeros, height, height, 1, cells);
+    maps.narrow = arena.take(narrow * kept);
+    maps.packed = arena.take(packed * kept);
+    maps.x0 = head_.rows(maps.narrow, zeros, height, kept, 1, cells);
     maps.deep = fused(maps.packed);
-    maps.shallow = fused(arena.take(height * Rows::words_of_row(1, groups, cells)));
-    maps.features = arena.take_floats(size_t(height) * features_ * round_up(cells, UNIT));
+    maps.shallow = fused(arena.take(kept * Rows::words_of_row(1, groups, cells)));
+    maps.features = arena.take_floats(size_t(kept) * features_ * round_up(cells, UNIT));
     return maps;
 }
 
@@ -108,8 +148,9 @@ std::vector<Rows> Extract::rings(const Block& block, int height, int cells, cons
     return found;
 }
 
-void Extract::run(const Maps& maps, int height, int cells, const Member& member, float* shallow, float* deep,
+void Extract::run(const Plan& plan, const Maps& maps, const Member& member, float* shallow, float* deep,
                   const uint32_t* const* zeros, Arena& arena) const {
+    const int height = plan.height, kept = plan.x0.rows.count(), cells = plan.x0.columns.cells();
     const ptrdiff_t width = round_up(cells, UNIT);
     size_t ring_words = 0;
     for (const Block& block : blocks_) {
@@ -119,13 +160,12 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
     }
     Scratch scratch;
     scratch.rings = arena.take(ring_words);
-    if (together_ > 1) scratch.winograd = WinogradParts(arena, zero_words(cells));
+    if (winograd_) scratch.winograd = WinogradParts(arena, zero_words(cells));
     if (!arena.has_memory()) return;
 
-    const auto [first, last] = member.share(height, together_);
-    const auto features_of = [&](int row) { return maps.features + size_t(row) * features_ * width; };
-    const auto export_rows = [&](float* map) {
-        for (int row = first; map && row < last; ++row) {
+    const auto features_of = [&](int row) { return maps.features + size_t(row - plan.head.rows.first) * features_ * width; };
+    const auto export_rows = [&](Range rows, float* map) {
+        for (int row = rows.first; map && row < rows.last; ++row) {
             export_row(features_of(row), 1, features_, cells, width, map + size_t(row) * cells * features_);
         }
     };
@@ -134,59 +174,67 @@ void Extract::run(const Maps& maps, int height, int cells, const Member& member,
         finish.kept = features_of(row), finish.kept_stride = width;
         return finish;
     };
-
     const auto whole = [&](const Convolution& reader, uint32_t* words) {
-        return reader.rows(words, zeros, height, height, 1, cells);
+        return reader.rows(words, zeros, height, kept, 1, cells);
     };
+
     Rows packed = whole(blocks_.front().first(), maps.packed);
-    convolve_rows(head_, maps.x0, 1, first, last - first, cells, scratch.winograd,
+    const Range share = member.share_of_groups(plan.head.rows, head_.rows_together());
+    convolve_rows(head_, maps.x0, 1, share.first, share.count(), plan.head.columns, scratch.winograd,
                   [&](int row, int) { return ending(row, packed); });
-    for (int row = first; row < last; ++row) {
+    for (int row = share.first; row < share.last; ++row) {
+        if (!plan.wanted.rows.has(row)) continue;
+        const Columns& columns = plan.wanted.columns;
         Finish finish = maps.shallow.packing(row);
         finish.outputs = features_;
-        kernels_.finish(features_of(row), width, int(width) / UNIT, finish);
+        kernels_.finish(features_of(row) + columns.begin(), width, columns.units(), columns.finish(finish));
     }
-    export_rows(shallow);
+    export_rows(share, shallow);
     member.wait();
 
     for (size_t number = 0; number < blocks_.size(); ++number) {
         const Block& block = blocks_[number];
+        const Plan::OfBlock& of_block = plan.blocks[number];
         const Rows narrow = whole(block.last, maps.narrow);
-        run_layers(block, packed, narrow, height, cells, first, last, zeros, scratch);
+        const int together = block.layers.back().rows_together();
+        const Part mine = {member.share_of_groups(of_block.narrow.rows, together), of_block.narrow.columns};
+        run_layers(block, packed, narrow, mine, zeros, scratch);
         member.wait();
         const bool is_last = number + 1 == blocks_.size();
         packed = is_last ? maps.deep : whole(blocks_[number + 1].first(), maps.packed);
-        convolve_rows(block.last, narrow, 1, first, last - first, cells, scratch.winograd, [&](int row, int) {
-            Finish finish = ending(row, packed);
-            finish.addend = finish.kept, finish.addend_stride = width;
-            return finish;
-        });
-        if (is_last) export_rows(deep);
+        const Range rows = member.share_of_groups(of_block.result.rows, block.last.rows_together());
+        convolve_rows(block.last, narrow, 1, rows.first, rows.count(), of_block.result.columns, scratch.winograd,
+                      [&](int row, int) {
+                          Finish finish = ending(row, packed);
+                          finish.addend = finish.kept, finish.addend_stride = width;
+                          return finish;
+                      });
+        if (is_last) export_rows(rows, deep);
         member.wait();
     }
 }
 
-void Extract::run_layers(const Block& block, const Rows& input, const Rows& narrow, int height, int cells, int first,
-                         int last, const uint32_t* const* zeros, const Scratch& scratch) const {
+void Extract::run_layers(const Block& block, const Rows& input, const Rows& narrow, const Part& wanted,
+                         const uint32_t* const* zeros, const Scratch& scratch) {
+    if (wanted.rows.count() == 0) return;
     const size_t count = block.layers.size();
+    const int height = input.height(), cells = wanted.columns.cells();
     Arena arena(scratch.rings);
     std::vector<Rows> results = rings(block, height, cells, zeros, arena);  // of each layer
     results.push_back(narrow);
-    std::vector<int> begin(count);  // the first row that is needed of each
-    begin[count - 1] = first;
-    for (size_t i = count - 1; i > 0; --i) begin[i - 1] = begin[i] - block.layers[i].reach();
+    const Steps steps = Extract::steps(block, height, wanted);
 
     std::vector<Stream> streams;
     streams.reserve(count);
     for (size_t i = 0; i < count; ++i) {
-        const Layer& layer = block.layers[i];
-        streams.emplace_back(begin[i], i + 1 == count ? last : height, layer.rows_together(), [&, i](int row0, int rows) {
+        const Range rows = steps.parts[i].rows;
+        streams.emplace_back(rows.first, rows.last, steps.groups[i], [&, i](int first, int rows) {
             const Layer& layer = block.layers[i];
-            if (i > 0) streams[i - 1].need(row0 + rows + layer.reach());
+            if (i > 0) streams[i - 1].need(first + rows + layer.reach());
             const Rows &from = i > 0 ? results[i - 1] : input, &to = results[i];
             int group = 0;
             for (const Convolution& part : layer.parts) {
-                convolve_rows(part, from, 1, row0, rows, cells, scratch.winograd, [&](int row, int) {
+                convolve_rows(part, from, 1, first, rows, steps.parts[i].columns, scratch.winograd, [&](int row, int) {
                     Finish finish = to.packing(row, 0, group);
                     finish.slope = layer.slope;
                     return finish;
@@ -195,7 +243,7 @@ void Extract::run_layers(const Block& block, const Rows& input, const Rows& narr
             }
         });
     }
-    streams.back().need(last);
+    streams.back().need(wanted.rows.last);
 }
 
 }  // namespace dssnet::cpu

@@ -8,6 +8,7 @@
 
 #include "images.h"
 #include "operands.h"
+#include "stream.h"
 #include "team.h"
 
 namespace dssnet::cpu {
@@ -20,16 +21,32 @@ class Extract {
     struct Maps {
         Rows x0;           // what `Downsample` made
         Rows shallow, deep;  // packed for the FFM
-        float* features;   // [row][feature][cells], the blocks' map as it is added to
+        float* features;   // [row from the head's first on][feature][cells], the blocks' map as it is added to
         uint32_t* packed;  // the same, packed for the convolution that reads it next; in the end `deep`
         uint32_t* narrow;  // what a block's last layer reads; before that `x0`
     };
 
-    Maps maps(int height, int cells, const uint32_t* const* zeros, Format fuse, Arena& arena) const;
+    // Which rows and columns are computed, for those of shallow and deep features that are wanted: every block reads a
+    // little beyond what the next one needs.
+    struct Part {
+        Range rows;
+        Columns columns;
+    };
+    struct Plan {
+        struct OfBlock {
+            Part narrow, result;
+        };
+        int height;
+        Part x0, head, wanted;
+        std::vector<OfBlock> blocks;
+    };
+    Plan plan(int height, const Part& wanted) const;
 
-    // This member's share of all rows. `shallow` and `deep`: float [height][cells][features], or null. Scratch as for
-    // `Downsample::run`.
-    void run(const Maps& maps, int height, int cells, const Member& member, float* shallow, float* deep,
+    Maps maps(const Plan& plan, const uint32_t* const* zeros, Format fuse, Arena& arena) const;
+
+    // This member's share. `shallow` and `deep`: float [height][cells][features], or null where not all is wanted.
+    // Scratch as for `Downsample::run`.
+    void run(const Plan& plan, const Maps& maps, const Member& member, float* shallow, float* deep,
              const uint32_t* const* zeros, Arena& arena) const;
 
     size_t zero_words(int cells) const;
@@ -52,15 +69,22 @@ class Extract {
     };
     struct Scratch;
 
+    // Which rows a layer of a block computes together, and which it computes for those that the block's last layer reads.
+    struct Steps {
+        std::vector<Groups> groups;
+        std::vector<Part> parts;  // those of inner layers begin with a group
+        Part input;               // what the first layer reads
+    };
+    static Steps steps(const Block& block, int height, const Part& narrow);
     static std::vector<Rows> rings(const Block& block, int height, int cells, const uint32_t* const* zeros, Arena& arena);
-    void run_layers(const Block& block, const Rows& input, const Rows& narrow, int height, int cells, int first, int last,
-                    const uint32_t* const* zeros, const Scratch& scratch) const;
+    static void run_layers(const Block& block, const Rows& input, const Rows& narrow, const Part& wanted,
+                           const uint32_t* const* zeros, const Scratch& scratch);
 
     const Kernels& kernels_;
     int features_;
     Convolution head_;
     std::vector<Block> blocks_;
-    int together_;  // rows that some convolution computes together
+    bool winograd_;  // some convolution has its form
 };
 
 }  // namespace dssnet::cpu

@@ -83,39 +83,60 @@ double Fuse::macs() const {
     return sum;
 }
 
-Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Rows& y, float* map, int cells, int first,
+Fuse::Plan Fuse::plan(Range y, const Groups& groups, const Columns& columns, int height, bool map) const {
+    Plan plan{y, {}, 0, Groups(0, 1), 0, columns};
+    const int half = PIXELS * height;
+    if (sizes_.learned_upsampling) {
+        // What is left out of a group would change how the others are rounded.
+        plan.y.first = groups.begin(y.first);
+        const int together = smooth_.front().rows_together();
+        plan.smooth = Groups(Groups(groups, 0, rows_together(map)), 1, together);
+        const Range smooth = plan.smooth.around(plan.y.wider(1, half)), shuffled = smooth.wider(1, half);
+        plan.first_smooth = smooth.first;
+        plan.cells = {shuffled.first / PIXELS, (shuffled.last + PIXELS - 1) / PIXELS};
+        return plan;
+    }
+    // Rows of cells in which y reads values. In Winograd's form the rows of a cell read all that any of them does.
+    const Range values = by_columns() ? Range{y.first / PIXELS - 1, (y.last + PIXELS - 1) / PIXELS + 1}
+                                      : Range{(y.first + PIXELS - 1) / PIXELS - 1, y.last / PIXELS + 1};
+    plan.first_value = std::max(values.first, 0);
+    plan.cells = Range{plan.first_value, std::min(values.last, height)}.wider(1, height);
+    return plan;
+}
+
+Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Rows& deep, const Rows& y, float* map,
                const uint32_t* const* zeros, Arena& arena)
     : fuse_(fuse),
+      columns_(plan.columns),
       shallow_(shallow),
       deep_(deep),
       y_(y),
       map_(map),
-      cells_(cells),
-      units_(round_up(cells, UNIT) / UNIT),
-      width_(units_ * UNIT),
+      cells_(plan.columns.cells()),
+      units_(plan.columns.units()),
+      begin_(plan.columns.begin()),
+      width_(round_up(cells_, UNIT)),
       y_rows_(arena.take_floats(map ? PIXELS * PIXELS * fuse.sizes_.y * width_ : 0)),
-      cells_done_(first / PIXELS),
-      run_(run_words(cells)),
-      lower_(0, 0, 1, nullptr),
-      upper_(0, 0, 1, nullptr) {
+      cells_done_(plan.y.first / PIXELS),
+      run_(run_words(cells_)) {
     const int height = shallow.height(), fused = fuse.sizes_.fused;
     const Convolution &smooth = fuse.smooth_.front(), &reduce = fuse.reduce_.front();
     if (fuse.sizes_.learned_upsampling) {
         const int half = PIXELS * height;
         // Made in whole cells, so up to three rows early.
-        shuffled_ = smooth.rows(arena, zeros, half, smooth.rows_together() + 2 + 3, PIXELS, cells);
-        smooth_ = reduce.rows(arena, zeros, half, reduce.rows_together() + 2, PIXELS, cells);
+        shuffled_ = smooth.rows(arena, zeros, half, smooth.rows_together() + 2 + 3, PIXELS, cells_);
+        smooth_ = reduce.rows(arena, zeros, half, reduce.rows_together() + 2, PIXELS, cells_);
         winograd_ = WinogradParts(arena, std::max(shuffled_.row_words(), smooth_.row_words()));
-        const int begin = std::max(first - 2, 0);
         // Whole rows of cells: a pixel's convolutions read the same features.
-        lower_ = Stream(begin / PIXELS, height, 1, [this](int row, int) { mix_row(row); });
-        upper_ = Stream(first - 1, half, smooth.rows_together(), [this](int row, int count) {
+        lower_ = Stream(plan.cells.first, height, [this](int row, int) { mix_row(row); });
+        upper_ = Stream(plan.first_smooth, half, plan.smooth, [this](int row, int count) {
             lower_.need((row + count) / PIXELS + 1);
-            convolve_rows(fuse_.smooth_.front(), shuffled_, PIXELS, row, count, cells_, winograd_, [&](int at, int phase) {
+            const auto ending = [&](int at, int phase) {
                 Finish finish = smooth_.packing(at, phase);
                 finish.slope = fuse_.smooth_slope_;
                 return finish;
-            });
+            };
+            convolve_rows(fuse_.smooth_.front(), shuffled_, PIXELS, row, count, columns_, winograd_, ending);
         });
         return;
     }
@@ -124,16 +145,15 @@ Fuse::Run::Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Ro
     mixed_rows_ = arena.take_floats(3 * mixed_words);
     zero_row_ = arena.take_floats(mixed_words);
     products_ = arena.take_floats(size_t(NINE) * WIDEST_BLOCK * width_);
-    factors_ = smooth.rows(arena, zeros, 1, 1, NINE, cells);
-    values_ = reduce.rows(arena, zeros, height, 3, NINE, cells);
+    factors_ = smooth.rows(arena, zeros, 1, 1, NINE, cells_);
+    values_ = reduce.rows(arena, zeros, height, 3, NINE, cells_);
     // Of a cell's three columns of values.
     if (fuse.by_columns()) winograd_ = WinogradParts(arena, 3 * values_.phase() + 2 * PAD);
     if (!arena.has_memory()) return;
     std::memset(mixed_rows_, 0, 3 * mixed_words * sizeof(float));
     std::memset(zero_row_, 0, mixed_words * sizeof(float));
-    const int begin = std::max(first / PIXELS - 1, 0);
-    lower_ = Stream(begin - 1, height, 1, [this](int row, int) { mix_row(row); });
-    upper_ = Stream(begin, height, 1, [this](int row, int) { values_row(row); });
+    lower_ = Stream(plan.cells.first, height, [this](int row, int) { mix_row(row); });
+    upper_ = Stream(plan.first_value, height, [this](int row, int) { values_row(row); });
 }
 
 float* Fuse::Run::mixed_row(int row) const {
@@ -142,36 +162,41 @@ float* Fuse::Run::mixed_row(int row) const {
 }
 
 void Fuse::Run::mix_row(int row) {
-    const uint32_t* lines[2] = {shallow_.row(row), deep_.row(row)};
+    const uint32_t* lines[2] = {shallow_.row(row) + begin_, deep_.row(row) + begin_};
     const ptrdiff_t here = 0;
     if (!fuse_.sizes_.learned_upsampling) {
         Finish finish;
-        finish.slope = fuse_.mix_slope_, finish.cells = cells_;
+        finish.slope = fuse_.mix_slope_;
         finish.kept = mixed_row(row), finish.kept_stride = run_;
-        fuse_.mix_.front().row(lines, &here, shallow_.stride(), units_, finish);
+        fuse_.mix_.front().row(lines, &here, shallow_.stride(), units_, columns_.finish(finish));
         return;
     }
     for (int i = 0; i < PIXELS; ++i) {
         for (int j = 0; j < PIXELS; ++j) {
             Finish finish = shuffled_.packing(PIXELS * row + i, j);
             finish.slope = fuse_.mix_slope_;
-            fuse_.mix_[PIXELS * i + j].row(lines, &here, shallow_.stride(), units_, finish);
+            const Convolution& mix = fuse_.mix_[PIXELS * i + j];
+            mix.row(lines, &here, shallow_.stride(), units_, columns_.finish(finish));
         }
     }
 }
 
 void Fuse::Run::values_row(int row) {
-    const int fused = fuse_.sizes_.fused;
+    const int fused = fuse_.sizes_.fused, cells = cells_ - int(begin_);
     lower_.need(row + 2);
     NinePacked factors = {{}, {}, factors_.stride(), factors_.format().type};
     NinePacked values = {{}, {}, values_.stride(), values_.format().type};
     for (int i = 0; i < NINE; ++i) {
-        factors.maps[i] = factors_.row(0) + i * factors_.phase();
+        factors.maps[i] = factors_.row(0) + i * factors_.phase() + begin_;
         factors.inverse_steps[i] = fuse_.factor_steps_[i];
-        values.maps[i] = values_.row(row) + i * values_.phase();
+        values.maps[i] = values_.row(row) + i * values_.phase() + begin_;
         values.inverse_steps[i] = 1 / values_.format().step;
     }
-    fuse_.kernels_.factors(mixed_row(row - 1), mixed_row(row), mixed_row(row + 1), fused, run_, units_, cells_, factors);
+    const float* mixed[3];
+    for (int i = 0; i < 3; ++i) mixed[i] = mixed_row(row + i - 1) + begin_;
+    fuse_.kernels_.factors(mixed[0], mixed[1], mixed[2], fused, run_, units_, cells, factors);
+    // Products are packed closely: only the units that are wanted.
+    const ptrdiff_t width = units_ * UNIT;
     const Convolution& first = fuse_.smooth_.front();
     for (int block = 0, begin = 0; block < first.blocks(); begin += first.block_sizes()[block++]) {
         for (int product = 0; product < NINE; ++product) {
@@ -179,12 +204,12 @@ void Fuse::Run::values_row(int row) {
             const ptrdiff_t here = 0;
             Finish finish;
             // Outputs are counted from the first block's first.
-            finish.kept = products_ + (product * WIDEST_BLOCK - begin) * width_, finish.kept_stride = width_;
-            finish.cells = cells_;
+            finish.kept = products_ + (product * WIDEST_BLOCK - begin) * width, finish.kept_stride = width;
+            finish.cells = cells;
             fuse_.smooth_[product].row(&line, &here, factors_.stride(), units_, finish, block, block + 1);
         }
-        fuse_.kernels_.combine(products_, begin, first.block_sizes()[block], units_, cells_, fuse_.smooth_slope_, fused,
-                               values);
+        const int count = first.block_sizes()[block];
+        fuse_.kernels_.combine(products_, begin, count, units_, cells, fuse_.smooth_slope_, fused, values);
     }
 }
 
@@ -212,12 +237,12 @@ void Fuse::Run::y_cells(int row) {
     for (int i = 0; i < WinogradParts::COUNT; ++i) {
         lines[i] = values_.read(row + CELL[i]) + 3 * VALUE[i] * values_.phase() - PAD;
     }
-    winograd_.transform(fuse_.kernels_, lines, 3 * values_.phase() + 2 * PAD);
-    for (int i = 0; i < WinogradParts::COUNT; ++i) lines[i] = winograd_.part(i) + PAD;
+    winograd_.transform(fuse_.kernels_, lines, 3 * values_.groups(), values_.stride(), columns_);
+    for (int i = 0; i < WinogradParts::COUNT; ++i) lines[i] = winograd_.part(i) + PAD + begin_;
     for (int phase = 0; phase < PIXELS; ++phase) {
         const Taps taps = value_taps(phase, values_.phase());
         Finish rows[PIXELS];
-        for (int i = 0; i < PIXELS; ++i) rows[i] = y_ending(PIXELS * row + i, phase);
+        for (int i = 0; i < PIXELS; ++i) rows[i] = columns_.finish(y_ending(PIXELS * row + i, phase));
         fuse_.reduce_[phase].winograd_rows(lines, taps.data(), values_.stride(), units_, rows, PIXELS);
     }
     for (int i = 0; i < PIXELS; ++i) export_y(PIXELS * row + i);
@@ -230,11 +255,11 @@ void Fuse::Run::make(int first, int count) {
     }
     if (fuse_.sizes_.learned_upsampling) {
         // One row at a time where somebody wants it as floats; never more than are kept of what is read.
-        const int together = map_ ? 1 : fuse_.reduce_.front().rows_together();
+        const int together = fuse_.rows_together(map_);
         for (int row = first; row < first + count; row += together) {
             const int rows = std::min(together, first + count - row);
             upper_.need(row + rows + 1);
-            convolve_rows(fuse_.reduce_.front(), smooth_, PIXELS, row, rows, cells_, winograd_,
+            convolve_rows(fuse_.reduce_.front(), smooth_, PIXELS, row, rows, columns_, winograd_,
                           [&](int at, int phase) { return y_ending(at, phase); });
             export_y(row);
         }
@@ -246,12 +271,13 @@ void Fuse::Run::make(int first, int count) {
         upper_.need(cell + (down.cell[down.count - 1] > 0 ? 2 : 1));
         const uint32_t* lines[3];
         for (int i = 0; i < down.count; ++i) {
-            lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase();
+            lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase() + begin_;
         }
         for (int phase = 0; phase < PIXELS; ++phase) {
             const Taps taps = value_taps(phase, values_.phase());
             const Convolution& reduce = fuse_.reduce_[row % PIXELS * PIXELS + phase];
-            reduce.row(lines, taps.data(), values_.stride(), units_, y_ending(row, phase));
+            const Finish finish = columns_.finish(y_ending(row, phase));
+            reduce.row(lines, taps.data(), values_.stride(), units_, finish);
         }
         export_y(row);
     }

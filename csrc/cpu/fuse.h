@@ -25,12 +25,23 @@ class Fuse {
     // Rows of y that may be made before they are asked for.
     int rows_early() const { return by_columns() ? 3 : 0; }
 
+    // Which rows are computed for rows of y that are made in such groups. Columns are the same for all maps: where only
+    // those pixels of a cell are wanted that face its neighbour, nothing is read beyond the cell.
+    struct Plan {
+        Range y, cells;    // cells: rows of shallow and deep features
+        int first_value;   // nearest: row of cells
+        Groups smooth;     // learned: groups of the rows of the map after the smoothing convolution,
+        int first_smooth;  // and its first row
+        Columns columns;
+    };
+    Plan plan(Range y, const Groups& groups, const Columns& columns, int height, bool map = false) const;
+
     // Makes rows of y for one member of a team.
     class Run {
       public:
-        // `y`: where rows go, packed, four columns a cell; `map`: float [4 * height][4 * cells][channels], or null.
-        // Rows from `first` on, in order.
-        Run(const Fuse& fuse, const Rows& shallow, const Rows& deep, const Rows& y, float* map, int cells, int first,
+        // `y`: where rows go, packed, four columns a cell; `map`: float [4 * height][4 * cells][channels], or null where
+        // not all is wanted. Rows from the plan's first on, in order.
+        Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Rows& deep, const Rows& y, float* map,
             const uint32_t* const* zeros, Arena& arena);
         // Streams refer to their run.
         Run(const Run&) = delete;
@@ -45,10 +56,11 @@ class Fuse {
         void export_y(int row);
 
         const Fuse& fuse_;
+        const Columns columns_;
         const Rows &shallow_, &deep_, &y_;
         float* map_;
         const int cells_, units_;
-        const ptrdiff_t width_;
+        const ptrdiff_t begin_, width_;
         float* y_rows_;  // [pixel row of a cell][phase][channel][cells], where a map is asked for
         int cells_done_;  // rows of cells whose rows of y are there, where they are made together
 
@@ -66,6 +78,8 @@ class Fuse {
     };
 
   private:
+    // Rows of y that are made together; where they are also wanted as floats, one.
+    int rows_together(bool map) const { return map ? 1 : reduce_.front().rows_together(); }
     // Whether a cell's four rows of y are made together, in Winograd's form.
     bool by_columns() const {
         return !sizes_.learned_upsampling && reduce_.front().form() == Convolution::Form::winograd;

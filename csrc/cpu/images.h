@@ -14,9 +14,11 @@ struct Image {
     int height = 0, width = 0;
 };
 
-enum class AnswerKind { labels, probabilities, logits };
+// A decision is labels and each label's probability.
+enum class AnswerKind { labels, probabilities, logits, decision };
 
-// One image's answer, contiguous: uint8 [height][width], or float [height][width][classes].
+// One image's answer or that of a part of it, contiguous: uint8 [height][width], or float [height][width][classes], or of a
+// decision uint8 and float [height][width].
 struct Answer {
     AnswerKind kind = AnswerKind::labels;
     uint8_t* labels = nullptr;

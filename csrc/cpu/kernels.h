@@ -137,6 +137,9 @@ struct Kernels {
                    uint8_t* row);
     void (*values)(const float* logits, ptrdiff_t pair_stride, ptrdiff_t class_stride, int classes, int cells,
                    bool probabilities, float* row);
+    // Labels and each label's probability, which is no number where a logit is none or infinitely high.
+    void (*decide)(const float* logits, ptrdiff_t pair_stride, ptrdiff_t class_stride, int classes, int cells,
+                   uint8_t* labels, float* probabilities);
 };
 
 }  // namespace dssnet::cpu

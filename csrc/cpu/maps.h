@@ -15,6 +15,46 @@ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) 
 // Words of a run of cells with the pad before it.
 inline ptrdiff_t run_words(int cells) { return round_up(cells, UNIT) + PAD; }
 
+// Consecutive rows, or other things that are counted.
+struct Range {
+    int first = 0, last = 0;  // without `last`
+
+    int count() const { return last - first; }
+    bool has(int index) const { return index >= first && index < last; }
+    Range wider(int reach, int end) const { return {std::max(first - reach, 0), std::min(last + reach, end)}; }
+};
+
+// The cells of a row that somebody wants. Whole units of them are computed; what lies in a map beyond these is of no
+// meaning, for nobody wants what depends on it.
+class Columns {
+  public:
+    explicit Columns(int cells) : Columns(cells, {0, cells}) {}
+    Columns(int cells, Range wanted) : cells_(cells), wanted_(wanted) {}
+
+    // What is read for them by whoever reads `reach` cells to either side.
+    Columns wider(int reach) const { return Columns(cells_, wanted_.wider(reach, cells_)); }
+
+    int cells() const { return cells_; }  // of the whole row
+    Range wanted() const { return wanted_; }
+    ptrdiff_t begin() const { return wanted_.first / UNIT * UNIT; }  // words from cell 0 to the first unit
+    int units() const { return (round_up(wanted_.last, UNIT) - int(begin())) / UNIT; }
+    Range computed() const { return {int(begin()), std::min(int(begin()) + units() * UNIT, cells_)}; }
+    bool whole() const { return units() * UNIT == round_up(cells_, UNIT); }
+
+    // The end of a convolution of these columns, from that of a row.
+    Finish finish(Finish of_row) const {
+        if (of_row.addend) of_row.addend += begin();
+        if (of_row.kept) of_row.kept += begin();
+        if (of_row.packed) of_row.packed += begin();
+        of_row.cells = cells_ - int(begin());
+        return of_row;
+    }
+
+  private:
+    int cells_;
+    Range wanted_;
+};
+
 // Activations as a convolution reads them.
 struct Format {
     Type type = Type::f32;
@@ -71,7 +111,8 @@ class Memory {
     size_t size_ = 0;
 };
 
-// Consecutive rows of a map, the last `capacity` of them kept. Rows outside the image are zero.
+// Consecutive rows of a map, the last `capacity` of them kept. Rows outside the image are zero; a map of which only some
+// rows are made needs room for no others.
 class Rows {
   public:
     Rows() = default;

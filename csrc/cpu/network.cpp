@@ -33,7 +33,21 @@ void Network::give_back(std::unique_ptr<Memory> memory) const {
     if (bytes <= KEPT_BYTES) kept_.push_back(std::move(memory));
 }
 
-Network::Layout Network::layout(const Run& run) const {
+Segment::Plan Network::segment_plan(const Run& run, Range rows) const {
+    const int half = COLUMNS * (run.height / PHASES);
+    return segment_.plan({COLUMNS * rows.first, COLUMNS * rows.last}, run.columns(), half);
+}
+
+Fuse::Plan Network::fuse_plan(const Run& run, const Segment::Plan& segment) const {
+    return fuse_.plan(segment.y, segment.y_groups, segment.around, run.height / PHASES);
+}
+
+Extract::Plan Network::extract_plan(const Run& run) const {
+    const Fuse::Plan fuse = fuse_plan(run, segment_plan(run, run.rows()));
+    return extract_.plan(run.height / PHASES, {fuse.cells, fuse.columns});
+}
+
+Network::Layout Network::layout(const Run& run, const Extract::Plan& plan) const {
     const int cells = run.width / PHASES;
     Layout layout;
     layout.zeros = std::max({downsample_.zero_words(cells), extract_.zero_words(cells), fuse_.zero_words(cells),
@@ -42,17 +56,15 @@ Network::Layout Network::layout(const Run& run) const {
     Arena counted;
     const uint32_t* const anything = counted.take(0);
     const uint32_t* const zeros[TYPES] = {anything, anything, anything};
-    extract_.maps(run.height / PHASES, cells, zeros, fuse_.input(), counted);
+    extract_.maps(plan, zeros, fuse_.input(), counted);
     layout.shared = counted.used();
     layout.scratch = 0;
-    run_stages(run, 0, {0, 1, nullptr}, zeros, Arena(), Arena(), &layout.scratch);
+    run_stages(run, plan, 0, {0, 1, nullptr}, zeros, Arena(), Arena(), &layout.scratch);
     return layout;
 }
 
-size_t Network::workspace_bytes(int height, int width, int threads) const {
-    Run run;
-    run.height = height, run.width = width;
-    return 4 * layout(run).words(threads);
+size_t Network::workspace_bytes(const Run& run, int threads) const {
+    return 4 * layout(run, extract_plan(run)).words(threads);
 }
 
 std::array<double, 3> Network::macs(int height, int width) const {
@@ -62,7 +74,9 @@ std::array<double, 3> Network::macs(int height, int width) const {
 
 void Network::run(const Run& run, int threads) const {
     if (run.batch == 0 || run.height == 0 || run.width == 0) return;
-    const Layout layout = this->layout(run);
+    if (run.has_core && (run.rows().count() == 0 || run.core_columns.count() == 0)) return;
+    const Extract::Plan plan = extract_plan(run);
+    const Layout layout = this->layout(run, plan);
     std::unique_ptr<Memory> memory = borrow();
     uint32_t* words = nullptr;
     int together = 0;  // images that members take one each of, without waiting for each other
@@ -77,17 +91,18 @@ void Network::run(const Run& run, int threads) const {
         },
         [&](const Member& member) {
             for (int image = member.rank; image < together; image += member.size) {
-                run_image(run, image, {0, 1, nullptr}, layout, words + member.rank * words_of_image);
+                run_image(run, plan, image, {0, 1, nullptr}, layout, words + member.rank * words_of_image);
             }
             for (int image = together; image < run.batch; ++image) {
                 member.wait();
-                run_image(run, image, member, layout, words);
+                run_image(run, plan, image, member, layout, words);
             }
         });
     give_back(std::move(memory));
 }
 
-void Network::run_image(const Run& run, int image, const Member& member, const Layout& layout, uint32_t* memory) const {
+void Network::run_image(const Run& run, const Extract::Plan& plan, int image, const Member& member, const Layout& layout,
+                        uint32_t* memory) const {
     uint32_t *const plain = memory, *const bytes = memory + layout.zeros, *const shared = memory + 2 * layout.zeros;
     if (member.rank == 0) {
         std::fill_n(plain, layout.zeros, zero_word(Type::f32));
@@ -96,18 +111,22 @@ void Network::run_image(const Run& run, int image, const Member& member, const L
     member.wait();
     const uint32_t* const zeros[TYPES] = {plain, plain, bytes};
     uint32_t* const scratch = shared + layout.shared + member.rank * layout.scratch;
-    run_stages(run, image, member, zeros, Arena(shared), Arena(scratch), nullptr);
+    run_stages(run, plan, image, member, zeros, Arena(shared), Arena(scratch), nullptr);
 }
 
 // Every stage takes all of `scratch`. Where `most` is not null nothing is computed, and the words that the hungriest
 // stage would take are put there.
-void Network::run_stages(const Run& run, int image, const Member& member, const uint32_t* const* zeros, Arena shared,
-                         Arena scratch, size_t* most) const {
+void Network::run_stages(const Run& run, const Extract::Plan& plan, int image, const Member& member,
+                         const uint32_t* const* zeros, Arena shared, Arena scratch, size_t* most) const {
     const int height = run.height / PHASES, cells = run.width / PHASES;
     const size_t pixels = size_t(run.height) * run.width, map = size_t(height) * cells;
     const size_t half_map = map * COLUMNS * COLUMNS;
     const bool all = run.stage == Stage::all;
-    const auto [first, last] = member.share(height, 4);
+    const auto share = [&](Range rows) -> Range {
+        const auto [first, last] = member.share(rows.count(), 4);
+        return {rows.first + first, rows.first + last};
+    };
+    const Range mine = share(run.rows());
     const auto of_image = [&](auto* data, size_t size) { return data ? data + image * size : nullptr; };
     using Clock = std::chrono::steady_clock;
     Clock::time_point started = Clock::now();
@@ -123,7 +142,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
             started = now;
         }
     };
-    const Extract::Maps maps = extract_.maps(height, cells, zeros, fuse_.input(), shared);
+    const Extract::Maps maps = extract_.maps(plan, zeros, fuse_.input(), shared);
 
     // A caller's map, packed row by row.
     const auto pack = [&](const float* from, int channels, int phases, const Rows& to, int row, float* floats) {
@@ -138,7 +157,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
     const auto pack_map = [&](const float* from, int channels, const Rows& to) {
         Arena arena = scratch;
         float* const floats = arena.take_floats(size_t(channels) * round_up(cells, UNIT));
-        for (int row = first; row < last && !most; ++row) pack(from, channels, 1, to, row, floats);
+        for (int row = mine.first; row < mine.last && !most; ++row) pack(from, channels, 1, to, row, floats);
         if (most) *most = std::max(*most, arena.used());
     };
 
@@ -148,7 +167,9 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
         pixel_data.height = run.height, pixel_data.width = run.width;
         pixel_data.bytes = of_image(run.bytes, pixels * sizes_.in_channels);
         pixel_data.floats = of_image(run.floats, pixels * sizes_.in_channels);
-        downsample_.run(pixel_data, first, last, maps.x0, of_image(run.x0, map * sizes_.width), zeros, arena);
+        const Range rows = share(plan.x0.rows);
+        float* const x0 = of_image(run.x0, map * sizes_.width);
+        downsample_.run(pixel_data, rows.first, rows.last, plan.x0.columns, maps.x0, x0, zeros, arena);
         end_stage(arena, 0);
     }
     if (run.stage == Stage::extract) {
@@ -158,7 +179,7 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
     if (all || run.stage == Stage::extract) {
         Arena arena = scratch;
         const size_t size = map * sizes_.features;
-        extract_.run(maps, height, cells, member, of_image(run.shallow, size), of_image(run.deep, size), zeros, arena);
+        extract_.run(plan, maps, member, of_image(run.shallow, size), of_image(run.deep, size), zeros, arena);
         end_stage(arena, 1);
     }
     if (run.stage == Stage::fuse) {
@@ -171,26 +192,31 @@ void Network::run_stages(const Run& run, int image, const Member& member, const 
 
     Arena arena = scratch;
     const Rows y = segment_.y_rows(arena, zeros, COLUMNS * height, fuse_.rows_early(), cells);
-    const int first_row = COLUMNS * first, last_row = COLUMNS * last;
+    Segment::Plan segment = segment_plan(run, mine);
+    const int answer_row = COLUMNS * run.rows().first;
+    const size_t answered = size_t(PHASES * run.rows().count()) * PHASES * run.columns().wanted().count();
+    const bool decides = run.kind == AnswerKind::decision;
     Answer answer;
-    answer.kind = run.kind, answer.labels = of_image(run.labels, pixels);
-    answer.values = of_image(run.values, pixels * sizes_.classes);
+    answer.kind = run.kind, answer.labels = of_image(run.labels, answered);
+    answer.values = of_image(run.values, answered * (decides ? 1 : sizes_.classes));
     if (run.stage == Stage::segment) {
         const float* from = of_image(run.y_in, half_map * sizes_.y);
         float* const floats = arena.take_floats(size_t(COLUMNS) * sizes_.y * round_up(cells, UNIT));
         const auto make_y = [&](int row, int rows) {
             for (int i = row; i < row + rows; ++i) pack(from, sizes_.y, COLUMNS, y, i, floats);
         };
-        segment_.run(y, make_y, cells, first_row, last_row, answer, zeros, arena);
+        segment_.run(segment, y, make_y, answer_row, answer, zeros, arena);
+    } else if (all) {
+        const Fuse::Plan plan = fuse_plan(run, segment);
+        segment.y = plan.y;
+        Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, nullptr, zeros, arena);
+        const auto make_y = [&](int row, int rows) { fuse.make(row, rows); };
+        segment_.run(segment, y, make_y, answer_row, answer, zeros, arena);
     } else {
-        const int begin = all ? segment_.first_y(first_row) : first_row;
-        Fuse::Run fuse(fuse_, maps.shallow, maps.deep, y, of_image(run.y, half_map * sizes_.y), cells, begin, zeros, arena);
-        if (all) {
-            const auto make_y = [&](int row, int rows) { fuse.make(row, rows); };
-            segment_.run(y, make_y, cells, first_row, last_row, answer, zeros, arena);
-        } else if (!most) {
-            for (int row = first_row; row < last_row; ++row) fuse.make(row, 1);
-        }
+        const Range rows = {COLUMNS * mine.first, COLUMNS * mine.last};
+        const Fuse::Plan plan = fuse_.plan(rows, Groups(COLUMNS * height, 1), run.columns(), height, true);
+        Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, of_image(run.y, half_map * sizes_.y), zeros, arena);
+        for (int row = rows.first; row < rows.last && !most; ++row) fuse.make(row, 1);
     }
     end_stage(arena, 2);
 }

@@ -19,6 +19,9 @@ enum class Stage { all, downsample, extract, fuse, segment };
 struct Run {
     Stage stage = Stage::all;
     int batch = 0, height = 0, width = 0;  // of the images; both sides multiples of 8
+    // The cells whose answer is wanted, where the stage is `all`; else all of them.
+    bool has_core = false;
+    Range core_rows = {}, core_columns = {};
     const uint8_t* bytes = nullptr;        // [batch][height][width][channels]
     const float* floats = nullptr;         // or normalised [batch][channels][height][width]
     const float *x0_in = nullptr, *shallow_in = nullptr, *deep_in = nullptr, *y_in = nullptr;
@@ -27,6 +30,9 @@ struct Run {
     AnswerKind kind = AnswerKind::labels;
     uint8_t* labels = nullptr;
     float* values = nullptr;
+
+    Range rows() const { return has_core ? core_rows : Range{0, height / PHASES}; }
+    Columns columns() const { return has_core ? Columns(width / PHASES, core_columns) : Columns(width / PHASES); }
 };
 
 // Safe from several threads: runs share nothing but the weights.
@@ -40,8 +46,8 @@ class Network {
     const Sizes& sizes() const { return sizes_; }
     // Multiply-accumulates for an image, padding included: as `Run::seconds`.
     std::array<double, 3> macs(int height, int width) const;
-    // What a run needs beyond inputs and results, in bytes.
-    size_t workspace_bytes(int height, int width, int threads) const;
+    // What a run needs beyond inputs and results, in bytes. Of `run` only sizes, stage and core count.
+    size_t workspace_bytes(const Run& run, int threads) const;
 
   private:
     // Words of the parts of one team's memory.
@@ -49,10 +55,15 @@ class Network {
         size_t zeros, shared, scratch;
         size_t words(int members) const { return 2 * zeros + shared + members * scratch; }
     };
-    Layout layout(const Run& run) const;
-    void run_image(const Run& run, int image, const Member& member, const Layout& layout, uint32_t* memory) const;
-    void run_stages(const Run& run, int image, const Member& member, const uint32_t* const* zeros, Arena shared,
-                    Arena scratch, size_t* most) const;
+    Layout layout(const Run& run, const Extract::Plan& plan) const;
+    // What a share of the rows wants of the stages before.
+    Segment::Plan segment_plan(const Run& run, Range rows) const;
+    Fuse::Plan fuse_plan(const Run& run, const Segment::Plan& segment) const;
+    Extract::Plan extract_plan(const Run& run) const;
+    void run_image(const Run& run, const Extract::Plan& plan, int image, const Member& member, const Layout& layout,
+                   uint32_t* memory) const;
+    void run_stages(const Run& run, const Extract::Plan& plan, int image, const Member& member,
+                    const uint32_t* const* zeros, Arena shared, Arena scratch, size_t* most) const;
 
     // Memory kept for the next run: getting it anew from the system costs more than many an image.
     std::unique_ptr<Memory> borrow() const;

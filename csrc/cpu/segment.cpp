@@ -30,64 +30,83 @@ Rows Segment::y_rows(Arena& arena, const uint32_t* const* zeros, int height, int
     return narrow_.rows(arena, zeros, height, narrow_.rows_together() + 2 + extra, COLUMNS, cells);
 }
 
-void Segment::run(const Rows& y, const std::function<void(int, int)>& make_y, int cells, int first, int last,
+Segment::Plan Segment::plan(Range rows, const Columns& columns, int height) const {
+    const int together = narrow_.rows_together();
+    const Groups narrow_groups(Groups(height, tail_.rows_together()), 1, together);
+    const Range narrow = narrow_groups.around(rows.wider(1, height));
+    // All that a pixel of the answer depends on lies within a cell of it.
+    return {rows, narrow_groups, Groups(narrow_groups, 1, together), narrow, narrow.wider(1, height),
+            columns, columns.wider(1)};
+}
+
+void Segment::run(const Plan& plan, const Rows& y, const std::function<void(int, int)>& make_y, int answer_row,
                   const Answer& answer, const uint32_t* const* zeros, Arena& arena) const {
-    const int height = y.height(), units = round_up(cells, UNIT) / UNIT;
-    const ptrdiff_t width = units * UNIT;
+    const int height = y.height(), cells = plan.columns.cells();
+    const ptrdiff_t width = round_up(cells, UNIT);
     const int outputs = tail_.outputs(), together = tail_.rows_together();
     const Rows narrow = tail_.rows(arena, zeros, height, together + 2, COLUMNS, cells);
     const size_t row_logits = COLUMNS * outputs * width;
     float* const logits = arena.take_floats(together * row_logits);
+    // What reads a unit from anywhere in the last row of logits reads into this, too.
     float* const edge = arena.take_floats(outputs * UNIT);
     const WinogradParts winograd(arena, std::max(y.row_words(), narrow.row_words()));
     if (!arena.has_memory()) return;
 
-    Stream y_rows(first_y(first), height, narrow_.rows_together(), make_y);
-    Stream narrow_rows(first - 1, height, narrow_.rows_together(), [&](int row, int count) {
+    Stream y_rows(plan.y.first, height, plan.y_groups, make_y);
+    Stream narrow_rows(plan.narrow.first, height, plan.narrow_groups, [&](int row, int count) {
         y_rows.need(row + count + 1);
-        convolve_rows(narrow_, y, COLUMNS, row, count, cells, winograd, [&](int at, int phase) {
+        convolve_rows(narrow_, y, COLUMNS, row, count, plan.around, winograd, [&](int at, int phase) {
             Finish finish = narrow.packing(at, phase);
             finish.slope = slope_;
             return finish;
         });
     });
-    const size_t pixels = size_t(cells) * PHASES;
-    for (int row = first; row < last; row += together) {
-        const int count = std::min(together, last - row);
+    const Range wanted = plan.columns.wanted();
+    const size_t pixels = size_t(wanted.count()) * PHASES;
+    for (int row = plan.rows.first; row < plan.rows.last; row += together) {
+        const int count = std::min(together, plan.rows.last - row);
         narrow_rows.need(row + count + 1);
-        convolve_rows(tail_, narrow, COLUMNS, row, count, cells, winograd, [&](int at, int phase) {
+        convolve_rows(tail_, narrow, COLUMNS, row, count, plan.columns, winograd, [&](int at, int phase) {
             Finish finish;
-            finish.cells = cells;
             finish.kept = logits + (at - row) * row_logits + phase * outputs * width, finish.kept_stride = width;
             return finish;
         });
         for (int at = row; at < row + count; ++at) {
             float* const row_of_logits = logits + (at - row) * row_logits;
             for (int phase = 0; phase < COLUMNS; ++phase) {
-                add_border(narrow, at, phase, cells, row_of_logits + phase * outputs * width, edge);
+                add_border(narrow, at, phase, plan.columns, row_of_logits + phase * outputs * width, edge);
             }
             for (int half = 0; half < 2; ++half) {
-                const size_t pixel = (size_t(at) * 2 + half) * pixels;
-                const float* of_half = row_of_logits + half * 2 * classes_ * width;
-                if (answer.kind == AnswerKind::labels) {
-                    kernels_.labels(of_half, outputs * width, width, classes_, cells, answer.labels + pixel);
-                } else {
-                    kernels_.values(of_half, outputs * width, width, classes_, cells,
-                                    answer.kind == AnswerKind::probabilities, answer.values + pixel * classes_);
+                const size_t pixel = (size_t(at - answer_row) * 2 + half) * pixels;
+                const float* of_half = row_of_logits + half * 2 * classes_ * width + wanted.first;
+                const ptrdiff_t pair = outputs * width;
+                switch (answer.kind) {
+                    case AnswerKind::labels:
+                        kernels_.labels(of_half, pair, width, classes_, wanted.count(), answer.labels + pixel);
+                        break;
+                    case AnswerKind::decision:
+                        kernels_.decide(of_half, pair, width, classes_, wanted.count(), answer.labels + pixel,
+                                        answer.values + pixel);
+                        break;
+                    default:
+                        kernels_.values(of_half, pair, width, classes_, wanted.count(),
+                                        answer.kind == AnswerKind::probabilities, answer.values + pixel * classes_);
                 }
             }
         }
     }
 }
 
-void Segment::add_border(const Rows& narrow, int row, int phase, int cells, float* logits, float* edge) const {
-    const int outputs = tail_.outputs(), units = round_up(cells, UNIT) / UNIT;
-    const ptrdiff_t width = units * UNIT;
+void Segment::add_border(const Rows& narrow, int row, int phase, const Columns& columns, float* logits,
+                         float* edge) const {
+    const int outputs = tail_.outputs(), cells = columns.cells();
+    const ptrdiff_t width = round_up(cells, UNIT);
     const auto add_line = [&](const Convolution& term) {
         Finish finish;
-        finish.addend = finish.kept = logits, finish.addend_stride = finish.kept_stride = width, finish.cells = cells;
-        const uint32_t* line = narrow.row(row);
-        term.row(&line, taps_around(phase, 1, 1, COLUMNS, narrow.phase()).data(), narrow.stride(), units, finish);
+        finish.addend = finish.kept = logits, finish.addend_stride = finish.kept_stride = width;
+        const uint32_t* line = narrow.row(row) + columns.begin();
+        const Taps taps = taps_around(phase, 1, 1, COLUMNS, narrow.phase());
+        term.row(&line, taps.data(), narrow.stride(), columns.units(), columns.finish(finish));
     };
     // The unit of cells around one pixel is computed, and that pixel's cell taken.
     const auto add_pixel = [&](const Convolution& term, int cell) {
@@ -99,7 +118,9 @@ void Segment::add_border(const Rows& narrow, int row, int phase, int cells, floa
         term.row(lines, &column, narrow.stride(), 1, finish);
         for (int output = 0; output < outputs; ++output) logits[output * width + cell] += edge[output * UNIT + cell - begin];
     };
-    const bool top = row == 0, bottom = row == narrow.height() - 1, left = phase == 0, right = phase == COLUMNS - 1;
+    const bool top = row == 0, bottom = row == narrow.height() - 1;
+    const bool left = phase == 0 && columns.wanted().has(0);
+    const bool right = phase == COLUMNS - 1 && columns.wanted().has(cells - 1);
     if (top) add_line(border_.top);
     if (bottom) add_line(border_.bottom);
     if (left) add_pixel(border_.left, 0);

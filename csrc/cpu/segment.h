@@ -19,11 +19,20 @@ class Segment {
     // Multiply-accumulates for a row of cells, for each unit of them, without the image's border.
     double macs() const { return 16 * (narrow_.macs() + tail_.macs()); }
 
-    // Rows [first, last) of y, at 1/2 resolution, become pairs of rows of the answer. `make_y(first, count)` makes rows of
-    // `y`, in order, from row `first_y(first)` on. Scratch as for `Downsample::run`.
-    void run(const Rows& y, const std::function<void(int first, int count)>& make_y, int cells, int first, int last,
+    // Which rows, at 1/2 resolution, are computed together and read for `rows` of the answer's.
+    struct Plan {
+        Range rows;               // rows of logits
+        Groups narrow_groups, y_groups;
+        Range narrow, y;          // the first group of y may be there in part
+        Columns columns, around;  // of logits, and of all before them
+    };
+    // `rows`: at most the last group is there in part, where it is the image's last.
+    Plan plan(Range rows, const Columns& columns, int height) const;
+
+    // `make_y(first, count)` makes rows of `y`, in order, from the plan's first on. The answer is that for the plan's
+    // columns, and begins at row `answer_row` of logits. Scratch as for `Downsample::run`.
+    void run(const Plan& plan, const Rows& y, const std::function<void(int first, int count)>& make_y, int answer_row,
              const Answer& answer, const uint32_t* const* zeros, Arena& arena) const;
-    int first_y(int first) const { return first < 2 ? 0 : first - 2; }
 
   private:
     struct Border {
@@ -32,7 +41,7 @@ class Segment {
     };
 
     // Adds what the composed convolution misses where row and phase touch the image's border.
-    void add_border(const Rows& narrow, int row, int phase, int cells, float* logits, float* edge) const;
+    void add_border(const Rows& narrow, int row, int phase, const Columns& columns, float* logits, float* edge) const;
 
     const Kernels& kernels_;
     int classes_;

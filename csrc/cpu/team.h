@@ -6,6 +6,8 @@
 #include <functional>
 #include <mutex>
 
+#include "maps.h"
+
 namespace dssnet::cpu {
 
 // Where the members of a team wait for each other.
@@ -41,6 +43,12 @@ struct Member {
         const auto edge = [&](int at) { return int(long(parts) * at / size) * unit; };
         const int last = rank + 1 == size ? rows : edge(rank + 1);
         return {edge(rank), last};
+    }
+    // This member's share of rows that begin with a group: whole groups of `together`.
+    Range share_of_groups(Range rows, int together) const {
+        const Share groups = share((rows.count() + together - 1) / together, 1);
+        return {std::min(rows.first + groups.first * together, rows.last),
+                std::min(rows.first + groups.last * together, rows.last)};
     }
 };
 

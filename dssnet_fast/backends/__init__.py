@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import SCALE
+from dssnet_fast.tiling import Box
 
 if TYPE_CHECKING:
     from dssnet_fast.python_ref.config import DSSNetConfig
@@ -53,6 +54,18 @@ class Backend(Protocol):
 
     def infer(self, image: Tensor, output: str) -> Tensor:
         """All stages at once: what `downsample` takes, what `segment` returns."""
+
+    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+        """All stages for a part of the images, computing little else.
+
+        Args:
+            image: What `downsample` takes.
+            core: The part, px; its edges are multiples of 8.
+
+        Returns:
+            labels: [B, h, w] uint8, those of `infer` in the core.
+            probability: [B, h, w] float32, each label's; not finite where a logit is not.
+        """
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1.
@@ -268,10 +281,34 @@ def infer(backend: Backend, image: Tensor, output: str, classes: int) -> Tensor:
     batch, height, width = size = image_size(image)
     if batch == 0:
         return new_answer(image, size, output, classes)
+    return backend.infer(_of_whole_cells(image), output)[:, :height, :width]
+
+
+@torch.no_grad()
+def decide(backend: Backend, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+    """Labels and their probabilities for a part of images of any size, see `Backend.decide`.
+
+    Args:
+        backend: Who computes.
+        image: As for `infer`.
+        core: The part, px: any box of at least one pixel in the image.
+    """
+    shape = (image_size(image)[0], core.height, core.width)
+    if shape[0] == 0:
+        return image.new_empty(shape, dtype=torch.uint8), image.new_empty(shape).float()
+    cells = core.rounded_out(SCALE)
+    place = (slice(None), *core.within(cells))
+    labels, probability = backend.decide(_of_whole_cells(image), cells)
+    return labels[place], probability[place]
+
+
+def _of_whole_cells(image: Tensor) -> Tensor:
+    """The images extended at the bottom and right to multiples of 8 px."""
+    _, height, width = image_size(image)
     padding = (0, -width % SCALE, 0, -height % SCALE)
     # PyTorch copies even where there is nothing to add.
-    if any(padding):
-        padding = (0, 0, *padding) if image.dtype == torch.uint8 else padding
-        # 128 is zero when normalised, what the convolutions pad with.
-        image = F.pad(image, padding, value=128 if image.dtype == torch.uint8 else 0)
-    return backend.infer(image, output)[:, :height, :width]
+    if not any(padding):
+        return image
+    padding = (0, 0, *padding) if image.dtype == torch.uint8 else padding
+    # 128 is zero when normalised, what the convolutions pad with.
+    return F.pad(image, padding, value=128 if image.dtype == torch.uint8 else 0)

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from dssnet_fast import fold
 from dssnet_fast.backends import PRECISIONS as DTYPES
+from dssnet_fast.backends import decisions
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.hardware import cpu_supports
+from dssnet_fast.tiling import Box
 from dssnet_fast.weights import DOWNSAMPLERS, FoldedWeights
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -88,6 +90,10 @@ class TorchBackend:
     def infer(self, image: Tensor, output: str) -> Tensor:
         """All stages."""
         return self.segment(self.fuse(*self.extract(self.downsample(image))), output)
+
+    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+        """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        return decisions.by_stages(self, self.config, image, core)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""

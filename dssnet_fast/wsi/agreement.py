@@ -32,12 +32,12 @@ def agreement(work: SlideWork, cores: list, net: Network) -> float | None:
         for core in cores[step // 2 :: step][:_SAMPLES]:
             found = []
             for context in (work.context, net.context_px):
-                box = core.grown(context, work.image)
+                box = core.around(context, work.image)
                 try:
                     seen = with_channels(image.read(box), net.config.in_channels)
                 except UnreadableRegion:
                     break
-                found.append(net.decide(seen, core.relative_to(box))[0])
+                found.append(net.decide(seen, core.seen_from(box))[0])
             else:
                 equal += int(np.count_nonzero(found[0] == found[1]))
                 pixels += core.height * core.width

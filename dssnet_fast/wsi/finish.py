@@ -126,7 +126,7 @@ def _crop(image: Resampled, whole: Box, left: int, top: int, side: int) -> np.nd
     """A square of the analysed image, white outside of it; None where it cannot be read."""
     pixels = np.full((side, side, 3), 255, np.uint8)
     square = Box(top, left, top + side, left + side)
-    inside = square.grown(0, whole)
+    inside = square.around(0, whole)
     try:
         pixels[inside.within(square)] = image.read(inside)
     except UnreadableRegion:

@@ -138,7 +138,7 @@ class Pipeline:
         if not batch:
             return
         core = batch[0].task.core
-        inside = core.relative_to(batch[0].box)
+        inside = core.seen_from(batch[0].box)
         try:
             with self._timing.work("network", len(batch) * _area(core)):
                 images = [with_channels(one.pixels, self._net.config.in_channels) for one in batch]
@@ -155,7 +155,7 @@ class Pipeline:
 
     def _read(self, task: TileTask) -> _Read:
         image = self._slides.get(task.slide)
-        box = task.core.grown(task.slide.context, task.slide.image)
+        box = task.core.around(task.slide.context, task.slide.image)
         with self._timing.work("reading", _area(box)) as stage:
             pixels = np.empty((box.height, box.width, 3), np.uint8)
             unreadable: list[UnreadableRegion] = []
@@ -266,7 +266,7 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _shape(read: _Read) -> tuple[int, ...]:
-    core = read.task.core.relative_to(read.box)
+    core = read.task.core.seen_from(read.box)
     return (*read.pixels.shape, core.top, core.left, core.bottom, core.right)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from dssnet_fast.backends import PRECISIONS as DTYPES
 from dssnet_fast.backends import new_answer
 from dssnet_fast.backends.cpu.operands import operands
+from dssnet_fast.backends.decisions import crop_image
 from dssnet_fast.backends.inputs import (
     check_features,
     check_image,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 WORKSPACE_BYTES = 512 << 20  # of one image, at most
+DECISION = "decision"  # labels and their probabilities, beside the `OUTPUTS`
 
 
 class CpuBackend:
@@ -74,27 +77,37 @@ class CpuBackend:
 
         Images that would take more memory than `WORKSPACE_BYTES` go through in tiles, exactly.
         """
-        size, given = self._image(image)
-        _, height, width = size
-        needed = self.workspace_bytes(height, width)
+        _, height, width = check_image(image, self.config.in_channels)
+        (answer,) = self._part(image, output, Box(0, 0, height, width))
+        return answer
+
+    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+        """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        labels, probability = self._part(image, DECISION, core)
+        return labels, probability
+
+    def _part(self, image: Tensor, output: str, core: Box) -> tuple[Tensor, ...]:
+        """The answer, or labels and probabilities, to a part of the images."""
+        _, height, width = check_image(image, self.config.in_channels)
+        whole = Box(0, 0, height, width)
+        needed = self.workspace_bytes(height, width, core)
         if needed <= WORKSPACE_BYTES:
-            return self._answer("all", size, given, output)
+            return self._run_part(image, output, core)
+        context = self.config.context_px
+        if core.around(context, whole) != whole:
+            image, core = crop_image(image, core, context)
+            return self._part(image, output, core)
         # A tile with its context on both sides takes what the limit allows, less what narrow tiles
         # lose to partly filled vectors.
         side = math.isqrt(WORKSPACE_BYTES * 9 // 10 * height * width // needed)
-        context = self.config.context_px
         tile = max(side - 2 * context, context) // 8 * 8
-        answer = new_answer(image, size, output, self.config.classes)
-        whole = Box(0, 0, height, width)
-        is_bytes = image.dtype == torch.uint8
-        for part in plan(height, width, tile, context):
-            rows, columns = part.read.within(whole)
-            read = image[:, rows, columns] if is_bytes else image[:, :, rows, columns]
-            found = self._answer("all", *self._image(read), output)
-            answer[(slice(None), *part.core.within(whole))] = found[
-                (slice(None), *part.core.within(part.read))
-            ]
-        return answer
+        answers = self._new_answers(image, core, output)
+        for part in plan(core.height, core.width, tile, 0):
+            cut, inner = crop_image(image, part.core.moved(core.top, core.left), context)
+            for answer, found in zip(answers, self._run_part(cut, output, inner), strict=True):
+                rows, columns = part.core.within(Box(0, 0, core.height, core.width))
+                answer[:, rows, columns] = found
+        return answers
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -128,11 +141,22 @@ class CpuBackend:
         size = map_size("segment", y, 2)
         if size[1] % 8 or size[2] % 8:
             raise ValueError(f"y must have sides that are multiples of 4, got {list(y.shape)}")
-        return self._answer("segment", size, {"y_in": self._readable("y", y, "y")}, output)
+        given = {"y_in": self._readable("y", y, "y")}
+        answer = new_answer(y, size, output, self.config.classes)
+        name = "labels" if output == "labels" else "values"
+        self._run("segment", size, given | {name: answer}, output)
+        return answer
 
-    def workspace_bytes(self, height: int, width: int) -> int:
-        """What an image of this size needs beyond itself, its answer and the weights."""
-        return self._network.workspace_bytes(height, width, torch.get_num_threads())
+    def workspace_bytes(self, height: int, width: int, core: Box | None = None) -> int:
+        """What an image of this size needs beyond itself, its answer and the weights.
+
+        Args:
+            height: Of the image, px; a multiple of 8.
+            width: Likewise.
+            core: The part whose answer is wanted, if not all; see `decide`.
+        """
+        edges = None if core is None else astuple(core)
+        return self._network.workspace_bytes(height, width, torch.get_num_threads(), edges)
 
     def profile(self, image: Tensor) -> dict[str, tuple[float, float]]:
         """Seconds and multiply-accumulates of one run, by stage.
@@ -169,14 +193,20 @@ class CpuBackend:
         batch, height, width = size
         return torch.empty(batch, height // scale, width // scale, self._channels[channels])
 
-    def _answer(
-        self, stage: str, size: tuple[int, int, int], given: dict[str, Tensor], output: str
-    ) -> Tensor:
-        like = next(iter(given.values()))
-        answer = new_answer(like, size, output, self.config.classes)
-        name = "labels" if output == "labels" else "values"
-        self._run(stage, size, given | {name: answer}, output)
-        return answer
+    def _new_answers(self, image: Tensor, core: Box, output: str) -> tuple[Tensor, ...]:
+        size = (image.shape[0], core.height, core.width)
+        if output == DECISION:
+            labels = new_answer(image, size, "labels", self.config.classes)
+            return labels, torch.empty(size)
+        return (new_answer(image, size, output, self.config.classes),)
+
+    def _run_part(self, image: Tensor, output: str, core: Box) -> tuple[Tensor, ...]:
+        size, given = self._image(image)
+        answers = self._new_answers(image, core, output)
+        names = {"labels": ("labels",), DECISION: ("labels", "values")}.get(output, ("values",))
+        given |= zip(names, answers, strict=True)
+        self._run("all", size, given, output, core)
+        return answers
 
     def _run(
         self,
@@ -184,6 +214,7 @@ class CpuBackend:
         size: tuple[int, int, int],
         tensors: Mapping[str, Tensor],
         output: str = "labels",
+        core: Box | None = None,
     ) -> None:
         batch, height, width = size
         self._network.run(
@@ -194,4 +225,5 @@ class CpuBackend:
             addresses={name: tensor.data_ptr() for name, tensor in tensors.items()},
             output=output,
             threads=torch.get_num_threads(),
+            core=None if core is None else astuple(core),
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dssnet_fast.backends import PRECISIONS as DTYPES
+from dssnet_fast.backends import decisions
 from dssnet_fast.backends.cuda.operands import operands
 from dssnet_fast.backends.inputs import (
     check_features,
@@ -26,6 +27,7 @@ from dssnet_fast.backends.inputs import (
     map_size,
     readable,
 )
+from dssnet_fast.tiling import Box
 from dssnet_fast.weights import FoldedWeights
 
 if TYPE_CHECKING:
@@ -205,6 +207,12 @@ class CudaBackend:
         image, kind, height, width = self._image(image)
         task = _Task("all", image.shape[0], height, width, kind, output)
         return self._run(task, [image], [self._answer(task)])[0]
+
+    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+        """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        # All stages are one graph in one workspace; by stages they would be four, with every map
+        # between them kept.
+        return decisions.by_whole(self, self.config, image, core)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dssnet_fast.backends.triton.graphs as graphs
-from dssnet_fast.backends import new_answer
+from dssnet_fast.backends import decisions, new_answer
 from dssnet_fast.backends.inputs import (
     check_features,
     check_image,
@@ -22,6 +22,7 @@ from dssnet_fast.backends.inputs import (
 )
 from dssnet_fast.backends.triton.operands import pack
 from dssnet_fast.backends.triton.stages import program
+from dssnet_fast.tiling import Box
 from dssnet_fast.weights import FoldedWeights
 
 PROGRAMS = 256  # kept per network: a few kilobytes each
@@ -72,6 +73,12 @@ class TritonBackend:
             return run(image)
         with self._current():
             return self._graphs.run((shape, image.dtype, output), run, image)
+
+    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+        """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        # All stages are one program in one workspace, or one graph; by stages they would be four,
+        # with every map between them kept.
+        return decisions.by_whole(self, self.config, image, core)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
