@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from dssnet_fast.nuclei import Nuclei, find_nuclei, outlines
-from dssnet_fast.wsi.results import NucleusTable
+from dssnet_fast.wsi.results import LabelledRuns, NucleusTable
 
 NAMES = ("background", "nucleus", 'odd <b>"&é')
 
