@@ -87,7 +87,7 @@ class SlideStore:
             _write_json(plan, made_from)
         done = set()
         for path in self._tiles.iterdir():
-            if path.suffix == ".tile":
+            if path.suffix == ".tile" and path.stem.isdecimal():
                 done.add(int(path.stem))
             elif path != plan:
                 path.unlink()
