@@ -367,15 +367,20 @@ def _write_kfb(path: Path, levels: dict[float, np.ndarray], mpp: float, tile: in
                 size = (x, y, part.shape[1], part.shape[0])
                 records.append(struct.pack("<4xIIIIf8xI28x", *size, scale, len(tiles[-1])))
     index = b"".join(records)
-    start = 4 + 88 + 4 + 3 * 60
+    start = 96 + 52
     header = struct.pack(
         "<4s4xfIIII4s4xIqIIQQf8xI",
         b"KFB\0", 1.6, len(records), finest.shape[0], finest.shape[1], int(max(levels)),
         b"JPEG", 0, 0, 0, 0, start + len(index), start, mpp, tile,
     )  # fmt: skip
     assert len(header) == 88
-    body = bytes([0xF1, 1, 0xEE, 0xEE]) + header + bytes([0xFF, 1, 0xEE, 0xEE])
-    path.write_bytes(body.ljust(start, b"\0") + index + b"".join(tiles))
+    macro = struct.pack("<4xII4xII20x", 1, 1, 0, 52)  # none
+    sections = b"".join(
+        bytes([0xF1, number, 0xEE, 0xEE]) + content + bytes([0xFF, number, 0xEE, 0xEE])
+        for number, content in ((1, header), (2, macro))
+    )
+    assert len(sections) == start
+    path.write_bytes(sections + index + b"".join(tiles))
 
 
 def test_kfb_levels_and_boxes(tmp_path):
@@ -395,6 +400,13 @@ def test_kfb_levels_and_boxes(tmp_path):
             np.testing.assert_array_equal(
                 slide.read(index, box), whole[box.top : box.bottom, box.left : box.right]
             )
+    data = bytearray(path.read_bytes())
+    data[-2000:] = bytes(2000)  # the last tile, of level 1
+    path.write_bytes(data)
+    slide = open_slide(path)
+    slide.read(0, Box(0, 0, 600, 900))
+    with pytest.raises(UnreadableRegion, match="x 800 to 802"):
+        slide.read(1, Box(299, 400, 300, 401))
 
 
 # Things OpenSlide says.

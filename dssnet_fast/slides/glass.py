@@ -19,7 +19,7 @@ from dssnet_fast.tiling import Box
 
 CELL = 256
 
-_MPP = 4.0  # of what is looked at, at most
+_MPP = 4.0 * 1.05  # of what is looked at, at most; downsamples are seldom quite whole
 _THRESHOLD = 0.02  # optical density above the glass
 _PIXELS = 3  # that must have it
 _THUMBNAIL = 1024
@@ -74,7 +74,7 @@ class _Glance:
         )
         level = levels[self._level]
         # So many px of the level, squared, are averaged to one.
-        self._reduce = max(int(_MPP / (level.downsample * mpp) + 1e-6), 1)
+        self._reduce = max(int(_MPP / (level.downsample * mpp)), 1)
         self._width = -(-level.width // self._reduce)
         self._height = -(-level.height // self._reduce)
         self._side = cell * analysed.scale / (level.downsample * self._reduce)  # of a cell, px
