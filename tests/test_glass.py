@@ -183,7 +183,7 @@ def test_damage_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1000, 3000), (20, 17), (1, 1), (4500, 900)])
-@pytest.mark.parametrize("block", [4096, 600])
+@pytest.mark.parametrize("block", [2**22, 600**2])
 def test_the_thumbnail_is_the_mean_of_squares(monkeypatch, height, width, block):
     monkeypatch.setattr(glass, "_BLOCK", block)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -202,7 +202,7 @@ def test_blocks_do_not_show(monkeypatch, tmp_path):
     slide = open_slide(path)
     image = Resampled(slide, 0.5, slide.mpp)
     once = overview(image, 100)
-    monkeypatch.setattr(glass, "_BLOCK", 350)
+    monkeypatch.setattr(glass, "_BLOCK", 350**2)
     pieces = overview(image, 100)
     np.testing.assert_array_equal(once.occupied, pieces.occupied)
     np.testing.assert_array_equal(once.thumbnail, pieces.thumbnail)
