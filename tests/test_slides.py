@@ -132,6 +132,17 @@ def test_openslide_reads_a_level_with_a_whole_downsample(tmp_path):
         )
 
 
+def test_tiles_are_not_decoded_directly_if_they_look_different(slides, monkeypatch):
+    """Whatever tifffile may make of colours, OpenSlide's are right."""
+    read = tiff_reader.Plane.read
+    monkeypatch.setattr(tiff_reader.Plane, "read", lambda self, box: read(self, box)[:, :, ::-1])
+    path = slides["svs"].parent / "purple.tif"
+    _write_pyramid(path, np.full((400, 500, 3), (200, 100, 220), np.uint8))
+    slide = open_slide(path)
+    assert not slide._planes
+    assert (slide.read(0, Box(0, 0, 400, 500)) == (200, 100, 220)).all()
+
+
 def test_levels_that_are_not_decoded_directly_do_not_depend_on_the_box(tmp_path):
     path = tmp_path / "odd.tif"
     coarse = np.asarray(Image.fromarray(noise(40, 60)).resize((1100, 752), Image.BICUBIC))
@@ -675,6 +686,29 @@ def test_slides_of_a_folder(tmp_path):
     found = find_slides([tmp_path, tmp_path / "a.ndpi", tmp_path / "f.txt"])
     names = [path.name for path in found]
     assert names == ["a.ndpi", "b.SVS", "c.ome.tif", "d.kfb", "e.png", "f.txt"]
+
+
+def test_parts_of_a_slide_are_not_slides(tmp_path, monkeypatch):
+    for name in ("a.dcm", "b.dcm", "c.dcm", "d.dcm", "s(0,0).jpg", "other.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "s.vms").write_text("[Virtual Microscope Specimen]\nImageFile=s(0,0).jpg\n")
+
+    class Stub:
+        def __init__(self, path):
+            if path.name == "d.dcm":
+                raise openslide.OpenSlideError("no DICOM")
+            series = "2" if path.name == "c.dcm" else "1"
+            self.properties = {"openslide.quickhash-1": series}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+    monkeypatch.setattr(openslide, "OpenSlide", Stub)
+    found = [path.name for path in find_slides([tmp_path])]
+    assert found == ["a.dcm", "c.dcm", "d.dcm", "other.jpg", "s.vms"]
 
 
 def test_a_folder_without_slides(tmp_path):

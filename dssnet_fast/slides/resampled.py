@@ -130,7 +130,7 @@ class Resampled:
             (box.width, bottom - top), bicubic, (across[0], 0, across[1], bottom - top)
         )
         image = image.resize((box.width, box.height), bicubic, (0, down[0], box.width, down[1]))
-        return np.asarray(image)
+        return np.array(image)
 
     def _place(self, edge: int, start: int) -> float:
         """Where the left or top edge of a px lies, px of the level from `start` on; exact."""
