@@ -196,6 +196,14 @@ def test_the_thumbnail_is_the_mean_of_squares(monkeypatch, height, width, block)
     np.testing.assert_allclose(found.thumbnail, np.nanmean(squares, (1, 3)), atol=0.5001)
 
 
+def test_the_thumbnail_has_the_slides_last_pixels():
+    """The analysed image leaves out what is less than a px of it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (101, 67, 3), np.uint8)
+    image = Resampled(Pixels(pixels), 29.0, 4.0)
+    assert (image.width, image.height) == (9, 13)
+    np.testing.assert_array_equal(overview(image, 4).thumbnail, pixels)
+
+
 def test_blocks_do_not_show(monkeypatch, tmp_path):
     path = tmp_path / "a.tif"
     make_slide(path, 2900, 2700, kind="plain", density=3, mpp=0.3)
