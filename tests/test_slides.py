@@ -21,7 +21,7 @@ from synthetic_slides import KINDS, make_slide
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.slides import tiff_reader
-from dssnet_fast.slides.openslide_reader import OpenSlideReader
+from dssnet_fast.slides.openslide_reader import OpenSlideReader, _Handle
 from dssnet_fast.slides.slide import (
     Level,
     UnreadableRegion,
@@ -108,8 +108,12 @@ def test_a_box_of_a_level_is_that_part_of_its_page(slides, kind):
             np.testing.assert_array_equal(found, page[box.top : box.bottom, box.left : box.right])
 
 
-def test_pixels_are_those_of_openslide(slides):
+@pytest.mark.parametrize("direct", [True, False])
+def test_pixels_are_those_of_openslide(slides, direct):
     slide, other = open_slide(slides["svs"]), openslide.OpenSlide(slides["svs"])
+    assert len(slide._planes) == 2
+    if not direct:
+        slide._planes.clear()
     for box in boxes(WIDTH, HEIGHT):
         region = other.read_region((box.left, box.top), 0, (box.width, box.height))
         np.testing.assert_array_equal(slide.read(0, box), np.asarray(region.convert("RGB")))
@@ -121,11 +125,22 @@ def test_openslide_reads_a_level_with_a_whole_downsample(tmp_path):
     _write_pyramid(path, fine, coarse)
     slide = open_slide(path)
     assert slide.levels[1] == Level(400, 300, 4.0)
-    assert not slide._planes
+    slide._planes.clear()
     for box in boxes(400, 300):
         np.testing.assert_array_equal(
             slide.read(1, box), coarse[box.top : box.bottom, box.left : box.right]
         )
+
+
+def test_tiles_are_not_decoded_directly_if_they_look_different(slides, monkeypatch):
+    """Whatever tifffile may make of colours, OpenSlide's are right."""
+    read = tiff_reader.Plane.read
+    monkeypatch.setattr(tiff_reader.Plane, "read", lambda self, box: read(self, box)[:, :, ::-1])
+    path = slides["svs"].parent / "purple.tif"
+    _write_pyramid(path, np.full((400, 500, 3), (200, 100, 220), np.uint8))
+    slide = open_slide(path)
+    assert not slide._planes
+    assert (slide.read(0, Box(0, 0, 400, 500)) == (200, 100, 220)).all()
 
 
 def test_levels_that_are_not_decoded_directly_do_not_depend_on_the_box(tmp_path):
@@ -367,15 +382,20 @@ def _write_kfb(path: Path, levels: dict[float, np.ndarray], mpp: float, tile: in
                 size = (x, y, part.shape[1], part.shape[0])
                 records.append(struct.pack("<4xIIIIf8xI28x", *size, scale, len(tiles[-1])))
     index = b"".join(records)
-    start = 4 + 88 + 4 + 3 * 60
+    start = 96 + 52
     header = struct.pack(
         "<4s4xfIIII4s4xIqIIQQf8xI",
         b"KFB\0", 1.6, len(records), finest.shape[0], finest.shape[1], int(max(levels)),
         b"JPEG", 0, 0, 0, 0, start + len(index), start, mpp, tile,
     )  # fmt: skip
     assert len(header) == 88
-    body = bytes([0xF1, 1, 0xEE, 0xEE]) + header + bytes([0xFF, 1, 0xEE, 0xEE])
-    path.write_bytes(body.ljust(start, b"\0") + index + b"".join(tiles))
+    macro = struct.pack("<4xII4xII20x", 1, 1, 0, 52)  # none
+    sections = b"".join(
+        bytes([0xF1, number, 0xEE, 0xEE]) + content + bytes([0xFF, number, 0xEE, 0xEE])
+        for number, content in ((1, header), (2, macro))
+    )
+    assert len(sections) == start
+    path.write_bytes(sections + index + b"".join(tiles))
 
 
 def test_kfb_levels_and_boxes(tmp_path):
@@ -395,6 +415,13 @@ def test_kfb_levels_and_boxes(tmp_path):
             np.testing.assert_array_equal(
                 slide.read(index, box), whole[box.top : box.bottom, box.left : box.right]
             )
+    data = bytearray(path.read_bytes())
+    data[-2000:] = bytes(2000)  # the last tile, of level 1
+    path.write_bytes(data)
+    slide = open_slide(path)
+    slide.read(0, Box(0, 0, 600, 900))
+    with pytest.raises(UnreadableRegion, match="x 800 to 802"):
+        slide.read(1, Box(299, 400, 300, 401))
 
 
 # Things OpenSlide says.
@@ -473,14 +500,30 @@ def _segment(path: Path, page: int, index: int) -> tuple[int, int]:
         return tiff.pages[page].dataoffsets[index], tiff.pages[page].databytecounts[index]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_tile_is_named_and_the_rest_is_read(slides, tmp_path, kind):
-    path = tmp_path / slides[kind].name
-    data = bytearray(slides[kind].read_bytes())
-    start, count = _segment(slides[kind], 0, 1)
+def _damage(path: Path, copy: Path, index: int = 1) -> Path:
+    """A copy in which one tile or strip of level 0 is all zeros."""
+    data = bytearray(path.read_bytes())
+    start, count = _segment(path, 0, index)
     data[start : start + count] = bytes(count)
-    path.write_bytes(data)
-    whole, slide = open_slide(slides[kind]), open_slide(path)
+    copy.write_bytes(data)
+    return copy
+
+
+def _open(path: Path, direct: bool):
+    """A slide whose tiles OpenSlide decodes, unless `direct`."""
+    slide = open_slide(path)
+    if not direct:
+        slide._planes.clear()
+    return slide
+
+
+WAYS = [(kind, True) for kind in KINDS] + [("tiff", False), ("svs", False)]
+
+
+@pytest.mark.parametrize(("kind", "direct"), WAYS)
+def test_a_damaged_tile_is_named_and_the_rest_is_read(slides, tmp_path, kind, direct):
+    path = _damage(slides[kind], tmp_path / slides[kind].name)
+    whole, slide = open_slide(slides[kind]), _open(path, direct)
     bad = Box(70, 0, 80, 20) if kind == "plain" else Box(10, 600, 20, 620)
     good = Box(1500, 100, 1700, 900)
     for _ in range(2):
@@ -490,6 +533,18 @@ def test_a_damaged_tile_is_named_and_the_rest_is_read(slides, tmp_path, kind):
         assert str(path) in str(raised.value)
         assert f"x {bad.left} to {bad.right}, y {bad.top} to {bad.bottom}" in str(raised.value)
         np.testing.assert_array_equal(slide.read(0, good), whole.read(0, good))
+
+
+def test_a_slide_is_opened_again_once_for_each_error(slides, tmp_path, monkeypatch):
+    slide = _open(_damage(slides["svs"], tmp_path / "a.svs"), direct=False)
+    opened = []
+    fresh = _Handle.fresh
+    monkeypatch.setattr(_Handle, "fresh", lambda self: opened.append(1) or fresh(self))
+    with pytest.raises(UnreadableRegion):
+        slide.read(0, Box(10, 600, 20, 620))
+    for _ in range(5):
+        slide.read(0, Box(1500, 100, 1700, 900))
+    assert len(opened) <= 3  # the first shared one, one to make sure, the next shared one
 
 
 @pytest.mark.parametrize("part", [0.5, 0.98, 0.999])
@@ -591,11 +646,11 @@ def test_level_0_boxes_cover_and_stay_inside():
 # Several threads, several processes.
 
 
-@pytest.mark.parametrize("kind", ["svs", "ome", "plain"])
-def test_threads_read_at_once(slides, kind):
+@pytest.mark.parametrize(("kind", "direct"), WAYS)
+def test_threads_read_at_once(slides, kind, direct):
     whole = open_slide(slides[kind]).read(0, Box(0, 0, HEIGHT, WIDTH))
-    slide = open_slide(slides[kind])
-    places = list(boxes(WIDTH, HEIGHT, 40))
+    slide = _open(slides[kind], direct)
+    places = list(boxes(WIDTH, HEIGHT, 30))
     with ThreadPoolExecutor(8) as pool:
         for box, found in zip(places, pool.map(lambda b: slide.read(0, b), places), strict=True):
             np.testing.assert_array_equal(found, whole[box.top : box.bottom, box.left : box.right])
@@ -603,14 +658,9 @@ def test_threads_read_at_once(slides, kind):
 
 def test_threads_are_not_disturbed_by_anothers_damage(slides, tmp_path):
     """OpenSlide's handle refuses everything after its first error."""
-    path = tmp_path / "a.svs"
-    data = bytearray(slides["svs"].read_bytes())
-    start, count = _segment(slides["svs"], 0, 1)
-    data[start : start + count] = bytes(count)
-    path.write_bytes(data)
-    slide, whole = open_slide(path), open_slide(slides["svs"])
-    bad, good = Box(10, 600, 20, 620), Box(1100, 100, 1700, 900)
-    expected = whole.read(0, good)
+    slide = _open(_damage(slides["svs"], tmp_path / "a.svs"), direct=False)
+    bad, good = Box(10, 600, 20, 620), Box(1100, 100, 1400, 900)
+    expected = open_slide(slides["svs"]).read(0, good)
 
     def work(number: int) -> bool:
         if number % 2:
@@ -623,30 +673,44 @@ def test_threads_are_not_disturbed_by_anothers_damage(slides, tmp_path):
         assert all(pool.map(work, range(60)))
 
 
-def _read_in_child(path_or_slide, box, queue):
-    slide = path_or_slide
-    if isinstance(slide, Path):
-        slide = open_slide(slide)
-    queue.put(slide.read(0, box))
+def _read_often(slide, start, places, queue) -> None:
+    start.wait()
+    queue.put([hashlib.sha256(slide.read(0, box)).hexdigest() for box in places])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "direct"), WAYS)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_reads_with_files_of_its_own(slides, kind):
-    slide = open_slide(slides[kind])
-    box = Box(100, 100, 900, 1300)
-    expected = slide.read(0, box)
+def test_forked_children_read_with_files_of_their_own(slides, monkeypatch, kind, direct):
+    """A file shared with the parent has one position for both, so all read at the same time."""
+    monkeypatch.setattr(tiff_reader, "_CACHE_BYTES", 0)
+    slide = _open(slides[kind], direct)
+    places = [box for _ in range(4) for box in boxes(WIDTH, HEIGHT, 12)][:60]
+    expected = [hashlib.sha256(slide.read(0, box)).hexdigest() for box in places]
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    children = [context.Process(target=_read_in_child, args=(slide, box, queue)) for _ in range(2)]
+    start, queue = context.Event(), context.Queue()
+    children = [
+        context.Process(target=_read_often, args=(slide, start, places, queue)) for _ in range(2)
+    ]
     for child in children:
         child.start()
+    start.set()
     for _ in children:
-        np.testing.assert_array_equal(queue.get(timeout=60), expected)
-        np.testing.assert_array_equal(slide.read(0, box), expected)
+        assert queue.get(timeout=100) == expected
+    assert [hashlib.sha256(slide.read(0, box)).hexdigest() for box in places[:20]] == expected[:20]
     for child in children:
         child.join(60)
         assert child.exitcode == 0
+
+
+def test_slides_can_be_read_by_spawned_children(slides):
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        found = pool.apply(_read_by_path, (slides["svs"], Box(5, 6, 700, 800)))
+    np.testing.assert_array_equal(found, open_slide(slides["svs"]).read(0, Box(5, 6, 700, 800)))
+
+
+def _read_by_path(path: Path, box: Box) -> np.ndarray:
+    return open_slide(path).read(0, box)
 
 
 # Finding them.
@@ -659,6 +723,29 @@ def test_slides_of_a_folder(tmp_path):
     found = find_slides([tmp_path, tmp_path / "a.ndpi", tmp_path / "f.txt"])
     names = [path.name for path in found]
     assert names == ["a.ndpi", "b.SVS", "c.ome.tif", "d.kfb", "e.png", "f.txt"]
+
+
+def test_parts_of_a_slide_are_not_slides(tmp_path, monkeypatch):
+    for name in ("a.dcm", "b.dcm", "c.dcm", "d.dcm", "s(0,0).jpg", "other.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "s.vms").write_text("[Virtual Microscope Specimen]\nImageFile=s(0,0).jpg\n")
+
+    class Stub:
+        def __init__(self, path):
+            if path.name == "d.dcm":
+                raise openslide.OpenSlideError("no DICOM")
+            series = "2" if path.name == "c.dcm" else "1"
+            self.properties = {"openslide.quickhash-1": series}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+    monkeypatch.setattr(openslide, "OpenSlide", Stub)
+    found = [path.name for path in find_slides([tmp_path])]
+    assert found == ["a.dcm", "c.dcm", "d.dcm", "other.jpg", "s.vms"]
 
 
 def test_a_folder_without_slides(tmp_path):

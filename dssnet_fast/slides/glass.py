@@ -19,11 +19,11 @@ from dssnet_fast.tiling import Box
 
 CELL = 256
 
-_MPP = 4.0  # of what is looked at, at most
+_MPP = 4.0 * 1.05  # of what is looked at, at most; downsamples are seldom quite whole
 _THRESHOLD = 0.02  # optical density above the glass
 _PIXELS = 3  # that must have it
 _THUMBNAIL = 1024
-_BLOCK = 4096  # px of the level that are read at once
+_BLOCK = 2**22  # px of the level that are read at once, about
 _DARK = 96  # of 255: a slide of which more than half is darker has no bright background
 _HIGHEST = 0.995  # of the pixels are not brighter than this glass
 _NEAR = 0.95  # of that brightness; the glass lies between
@@ -74,7 +74,7 @@ class _Glance:
         )
         level = levels[self._level]
         # So many px of the level, squared, are averaged to one.
-        self._reduce = max(int(_MPP / (level.downsample * mpp) + 1e-6), 1)
+        self._reduce = max(int(_MPP / (level.downsample * mpp)), 1)
         self._width = -(-level.width // self._reduce)
         self._height = -(-level.height // self._reduce)
         self._side = cell * analysed.scale / (level.downsample * self._reduce)  # of a cell, px
@@ -91,14 +91,17 @@ class _Glance:
         self._counts = np.zeros(small, np.int64)
 
     def look(self) -> None:
-        cells = max(int(_BLOCK / (self._side * self._reduce)), 1)
-        for row in range(0, self._rows, cells):
-            for column in range(0, self._columns, cells):
+        # Long bands: a strip of a TIFF is decoded once, and neighbours of tiles are still cached.
+        cells = max(int(_BLOCK / (self._side * self._reduce) ** 2), 1)
+        wide = min(cells, self._columns)
+        tall = max(cells // wide, 1)
+        for row in range(0, self._rows, tall):
+            for column in range(0, self._columns, wide):
                 self._look_at(
                     row,
-                    min(row + cells, self._rows),
+                    min(row + tall, self._rows),
                     column,
-                    min(column + cells, self._columns),
+                    min(column + wide, self._columns),
                 )
 
     def _look_at(self, top: int, bottom: int, left: int, right: int) -> None:

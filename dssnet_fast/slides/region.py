@@ -195,7 +195,8 @@ def _polygon(path: Path, number: int, geometry: Any) -> Geometry:
             f"{path}: geometry {number} is a {kind}; only Polygon and MultiPolygon have an inside"
         )
     try:
-        shape = shapely.geometry.shape(geometry)
+        with np.errstate(invalid="ignore"):  # of NaN; told below
+            shape = shapely.geometry.shape(geometry)
         finite = np.isfinite(shapely.get_coordinates(shape)).all()
     except Exception as error:  # shapely's own, and those of lists of a wrong depth
         raise InputError(f"{path}: geometry {number} is no polygon: {error}") from error

@@ -4,7 +4,8 @@ How exactness comes about. Pillow resizes with weights that are functions of out
 times the factor. The factor here is a multiple of 1/256, so these products are exact in the float32
 of Pillow's `box` (up to 65,536 px) and in its float64 sums; a part that is read with a margin as
 wide as the filter then has the very weights of the whole, and so, in Pillow's integer arithmetic,
-its very bytes. At the slide's border both end where the slide ends.
+its very bytes. At the slide's border both end where the slide ends. Which of the two directions
+comes first changes roundings, and Pillow chooses by size; so each is a call of its own.
 
 The filter is Pillow's BICUBIC, stretched by the factor when shrinking, which is what keeps it from
 aliasing. Edges of nuclei stay sharper than with a triangle or a box, without the wide halo that
@@ -21,8 +22,9 @@ from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.slides.slide import Slide
 from dssnet_fast.tiling import Box
 
-TOLERANCE = 0.05  # of the resolution: nearer pixels are taken as they are
+TOLERANCE = 0.05  # of the resolution: pixels as near as that are taken as they are
 
+_TOLERATED = TOLERANCE + 1e-9  # with what rounding adds
 _STEPS = 256  # the factor is a multiple of 1 / _STEPS
 _SUPPORT = 2  # px of a bicubic filter to each side, times the factor when shrinking
 _LARGEST_ENLARGEMENT = 4
@@ -63,13 +65,13 @@ class Resampled:
             (
                 index
                 for index, level in enumerate(slide.levels)
-                if index == 0 or level.downsample * slide_mpp <= wanted * (1 + TOLERANCE)
+                if index == 0 or level.downsample * slide_mpp <= wanted * (1 + _TOLERATED)
             ),
             key=lambda index: slide.levels[index].downsample,
         )
         level = slide.levels[self.level]
         factor = wanted / (level.downsample * slide_mpp)
-        if abs(factor - 1) <= TOLERANCE:
+        if abs(factor - 1) <= _TOLERATED:
             self._factor = _STEPS
         elif factor * _LARGEST_ENLARGEMENT < 1:
             raise InputError(
@@ -121,14 +123,18 @@ class Resampled:
         top, bottom = self._needed(box.top, box.bottom, level.height)
         left, right = self._needed(box.left, box.right, level.width)
         image = Image.fromarray(self.slide.read(self.level, Box(top, left, bottom, right)))
-        part = [
-            (edge * self._factor - start * _STEPS) / _STEPS
-            for edge, start in zip(
-                (box.left, box.top, box.right, box.bottom), (left, top, left, top), strict=True
-            )
-        ]
-        resized = image.resize((box.width, box.height), Image.Resampling.BICUBIC, tuple(part))
-        return np.asarray(resized)
+        across = self._place(box.left, left), self._place(box.right, left)
+        down = self._place(box.top, top), self._place(box.bottom, top)
+        bicubic = Image.Resampling.BICUBIC
+        image = image.resize(
+            (box.width, bottom - top), bicubic, (across[0], 0, across[1], bottom - top)
+        )
+        image = image.resize((box.width, box.height), bicubic, (0, down[0], box.width, down[1]))
+        return np.array(image)
+
+    def _place(self, edge: int, start: int) -> float:
+        """Where the left or top edge of a px lies, px of the level from `start` on; exact."""
+        return (edge * self._factor - start * _STEPS) / _STEPS
 
     def _needed(self, first: int, last: int, length: int) -> tuple[int, int]:
         """The px of the level, of `length`, that px `first` to `last` are made from."""

@@ -42,6 +42,7 @@ _CONVERT = "convert the slide to a tiled 8-bit RGB TIFF, for instance with QuPat
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _MICROMETRES |= {"pm": 1e-6, "in": 25400.0, "Å": 1e-4}
 _INCH, _CENTIMETRE = 2, 3
+_SURE_COMPRESSIONS = (1, 5, 7, 8, 32946)  # none, LZW, JPEG, deflate
 _AXES = {"C": "channels", "Z": "focus planes", "T": "times"}
 _PREMULTIPLIED, _OPACITY = 1, 2  # values of the tag ExtraSamples
 
@@ -71,22 +72,26 @@ def knows_better(path: Path) -> bool:
         return False  # OpenSlide says what is wrong with it
 
 
-def planes_of(path: Path, levels: Sequence[Level]) -> dict[Level, Plane]:
-    """Those levels of a TIFF that are stored as one tiled page each, whole, in a known way."""
+def planes_of(path: Path, levels: Sequence[Level]) -> dict[int, Plane]:
+    """Those levels of a TIFF, by index, that are pages of tiles that are decoded here for sure."""
     from tifffile import TiffFile
 
     found = {}
     try:
         with TiffFile(path) as tiff:
-            for level in levels:
+            for index, level in enumerate(levels):
                 pages = [
                     page
                     for page in tiff.pages
                     if page.is_tiled and page.shape[:2] == (level.height, level.width)
                 ]
                 # Tiles left out mean something in some formats, which OpenSlide knows.
-                if len(pages) == 1 and all(pages[0].databytecounts):
-                    found[level] = Plane(path, pages[0])
+                if (
+                    len(pages) == 1
+                    and pages[0].compression in _SURE_COMPRESSIONS
+                    and all(pages[0].databytecounts)
+                ):
+                    found[index] = Plane(path, pages[0])
     except Exception:
         return {}  # OpenSlide reads it all the same
     return found
