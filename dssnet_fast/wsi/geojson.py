@@ -154,7 +154,7 @@ class _GzipFile:
         self._waiting = bytearray()
 
     def __enter__(self) -> _GzipFile:
-        self._file = open(self._path, "wb")  # noqa: SIM115: closed in __exit__
+        self._file = open(self._path, "wb")
         # 31: a gzip header and trailer around the window of 32 KiB.
         self._compressor = zlib.compressobj(_COMPRESSION_LEVEL, zlib.DEFLATED, 31)
         return self
