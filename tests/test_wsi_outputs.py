@@ -216,6 +216,30 @@ def test_gzip_says_neither_name_nor_time_and_does_not_depend_on_the_tables(
     assert not alone.unused_data
 
 
+def test_the_compressor_is_given_pieces_of_one_size(tmp_path, table, monkeypatch):
+    """Not every zlib gives the same bytes when pieces differ."""
+    monkeypatch.setattr(geojson, "_PIECE_BYTES", 5000)
+    pieces = []
+
+    class Recorder:
+        def __init__(self, *_):
+            pass
+
+        def compress(self, piece):
+            pieces.append(len(piece))
+            return b""
+
+        def flush(self):
+            return b""
+
+    monkeypatch.setattr(geojson.zlib, "compressobj", Recorder)
+    with GeoJsonWriter(tmp_path / "a", frame(), NAMES, "slide", PROVENANCE) as writer:
+        for part in parts(table, 13):
+            writer.add(part)
+    assert set(pieces[:-1]) == {5000}
+    assert pieces[-1] < 5000
+
+
 # GeoParquet
 
 
@@ -278,6 +302,15 @@ def test_row_groups_are_full_whatever_the_tables(tmp_path, table, monkeypatch):
     first = (tmp_path / "a.parquet").read_bytes()
     assert first == (tmp_path / "b.parquet").read_bytes()
     assert first == (tmp_path / "c.parquet").read_bytes()
+
+
+def test_pages_do_not_depend_on_the_tables(tmp_path, table):
+    """A page ends after about 1 MB, so there must be more than that."""
+    write_parquet(tmp_path / "a.parquet", [table] * 40, frame())
+    write_parquet(tmp_path / "b.parquet", parts(table, 50) * 40, frame())
+    geometry = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(16)
+    assert geometry.total_uncompressed_size > 3 << 20
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 # Both
@@ -521,6 +554,9 @@ def test_distributions_agree_with_numpy():
     for part in (slice(0, 10), slice(10, 600), slice(600, None)):
         whole.add(kinds[part], areas[part])
         fine.add(kinds[part], values[part] / 0.001)
+    at_once = Distribution(3, 0.001, 2000)
+    at_once.add(kinds, values / 0.001)
+    assert [at_once.mean(kind) for kind in (None, 1, 2)] == [fine.mean(k) for k in (None, 1, 2)]
     for kind in (None, 1, 2):
         chosen = kinds == kind if kind else slice(None)
         assert whole.mean(kind) == pytest.approx(np.mean(areas[chosen] * 0.25), rel=1e-12)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import errno
 import io
+import itertools
 import re
 import shutil
 import subprocess
@@ -249,7 +250,13 @@ def test_density_colours_say_where_nuclei_are():
 
 @pytest.mark.parametrize(
     ("values", "share"),
-    [([5], 1.0), ([0, 0, 0], 0.9), (list(range(200)), 1.0), ([3] * 500 + [9000], 0.99)],
+    [
+        ([5], 1.0),
+        ([0, 0, 0], 0.9),
+        (list(range(200)), 1.0),
+        ([7] * 9, 1.0),
+        ([3] * 500 + [9000], 0.99),
+    ],
 )
 def test_histograms_draw_every_nucleus(values, share):
     found = Distribution(3, 0.5, 1 << 16, whole=True)
@@ -268,6 +275,10 @@ def test_histograms_draw_every_nucleus(values, share):
         assert width > 0
         assert height > 0
         assert y > 0
+    for g in root.iter("g"):
+        ends = [(float(bar.get("y")), float(bar.get("height"))) for bar in g.iter("rect")]
+        for (below, _), (y, height) in itertools.pairwise(ends):
+            assert y + height == pytest.approx(below, abs=0.02)
     heights = [sum(float(bar.get("height")) for bar in g.iter("rect")) for g in root.iter("g")]
     np.testing.assert_allclose(heights, np.multiply(counted, heights[0] / counted[0]), rtol=0.02)
     assert f"median {np.median(values) * 0.5:,.1f} µm²" in "".join(root.itertext())
