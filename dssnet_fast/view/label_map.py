@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ class LabelMap:
             self._tiff.close()
             raise InputError(f"{path.name}: no map of labels ({error})") from error
         self.width, self.height = self._levels[0].width, self._levels[0].height
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
         self._memory: Memory[np.ndarray] = Memory(_KEPT_BYTES, lambda part: part.nbytes)
 
     def _find_levels(self) -> list[_Level]:
@@ -114,9 +114,7 @@ class LabelMap:
         page = level.page
         try:
             offset, count = page.dataoffsets[index], page.databytecounts[index]
-            data = os.pread(self._file, count, offset) if count else None
-            if data is not None and len(data) < count:
-                raise ValueError("the file ends before it")
+            data = self._bytes(offset, count) if count else None
             decoded = page.decode(data, index)[0]
         except Exception as error:
             # Decoders raise whatever they run into.
@@ -127,10 +125,17 @@ class LabelMap:
             whole[: part.shape[0], : part.shape[1]] = part
         return whole
 
+    def _bytes(self, offset: int, count: int) -> bytes:
+        with self._lock:
+            self._tiff.filehandle.seek(offset)
+            data = self._tiff.filehandle.read(count)
+        if len(data) < count:
+            raise ValueError("the file ends before it")
+        return data
+
     def close(self) -> None:
         """Close the file."""
         self._tiff.close()
-        os.close(self._file)
 
 
 def _split(at: np.ndarray, side: int, end: int) -> list[tuple[int, slice]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 from dssnet_fast.python_ref.errors import InputError
@@ -137,8 +138,8 @@ class SlidePicture:
         box = Box(
             max(int(top) - _MARGIN_PX, 0),
             max(int(left) - _MARGIN_PX, 0),
-            min(-int(-bottom // 1) + _MARGIN_PX, level.height),
-            min(-int(-right // 1) + _MARGIN_PX, level.width),
+            min(math.ceil(bottom) + _MARGIN_PX, level.height),
+            min(math.ceil(right) + _MARGIN_PX, level.width),
         )
         try:
             pixels = self._slide.read(index, box)
