@@ -72,7 +72,9 @@ class LabelMap:
                 raise ValueError("px are not whole numbers")
             width, height = page.imagewidth, page.imagelength
             step = round(levels[0].width / width) if levels else 1
-            tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+            tile = (
+                (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+            )
             # 2, 4, ...: others would not meet the px that are asked for.
             if step & (step - 1) == 0:
                 levels.append(_Level(page, width, height, step, tile))
@@ -101,7 +103,8 @@ class LabelMap:
             for across, at_columns in _split(columns, level.tile[1], level.width):
                 tile = self._tile(level, down, across)
                 inside = np.ix_(
-                    rows[at_rows] - down * level.tile[0], columns[at_columns] - across * level.tile[1]
+                    rows[at_rows] - down * level.tile[0],
+                    columns[at_columns] - across * level.tile[1],
                 )
                 found[at_rows, at_columns] = tile[inside]
         return found
@@ -142,6 +145,8 @@ def _split(at: np.ndarray, side: int, end: int) -> list[tuple[int, slice]]:
     """Which of increasing positions lie in which tile: (tile, slice of positions)."""
     first, last = np.searchsorted(at, [0, end])
     tiles = at[first:last] // side
+    if not len(tiles):
+        return []
     starts = np.flatnonzero(np.diff(tiles, prepend=-1))
     ends = np.append(starts[1:], len(tiles))
     return [

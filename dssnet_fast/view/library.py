@@ -11,7 +11,7 @@ from pathlib import Path
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.view.memory import Shelf
 from dssnet_fast.view.opened import Opened
-from dssnet_fast.view.summary import Result, read_result
+from dssnet_fast.view.summary import Result, read_result, resolved
 
 _OPEN_SLIDES = 8
 
@@ -56,10 +56,7 @@ class Library:
             results, refused = {}, []
             for path in self._summaries():
                 try:
-                    if not path.resolve().is_relative_to(self._folder):
-                        raise InputError(
-                            f"{path.name}: is a link to a place outside its folder; not opened"
-                        )
+                    resolved(path, path)
                     if (result := read_result(path, self._slides)) is not None:
                         results[result.name] = result
                 except InputError as error:

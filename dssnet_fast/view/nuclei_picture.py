@@ -20,6 +20,7 @@ FINEST = 4
 _FILL = {1: 0, 2: 70}
 _FILL_AFAR = 170
 _LINE = 255
+_MARGIN_PX = 2  # The width of lines.
 
 
 class NucleiPicture:
@@ -55,12 +56,12 @@ class NucleiPicture:
             return None
         step = self.pyramid.step(level)
         enlarged, step = max(FINEST // step, 1), max(step // FINEST, 1)
-        # With a px around, so that borders at the tile's edge are found.
+        # With what lies around, so that lines are the same on both sides of the tile's edge.
         around = Box(
-            box.top // enlarged - 1,
-            box.left // enlarged - 1,
-            -(-box.bottom // enlarged) + 1,
-            -(-box.right // enlarged) + 1,
+            box.top // enlarged - _MARGIN_PX,
+            box.left // enlarged - _MARGIN_PX,
+            -(-box.bottom // enlarged) + _MARGIN_PX,
+            -(-box.right // enlarged) + _MARGIN_PX,
         )
         ids, classes = self._nuclei.read(step, around), self._labels.read(step, around)
         shown = np.ones(256, bool)
@@ -76,7 +77,7 @@ class NucleiPicture:
         alpha = np.where(ids != 0, _FILL.get(step, _FILL_AFAR), 0).astype(np.uint8)
         if step < 4:
             line = border(ids)
-            if enlarged > 1:
+            if step == 1:
                 # Two px wide: one is hard to see where nothing is filled.
                 line |= border(np.where(line, 0, ids))
             alpha[line] = _LINE

@@ -39,7 +39,9 @@ class NucleusTable:
         try:
             self._file = pyarrow.parquet.ParquetFile(path)
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{path.name}: not a Parquet file that can be read ({error})") from error
+            raise InputError(
+                f"{path.name}: not a Parquet file that can be read ({error})"
+            ) from error
         missing = {"id", _GEOMETRY} - set(self._file.schema_arrow.names)
         if missing:
             self._file.close()
@@ -70,7 +72,9 @@ class NucleusTable:
         rows = self._memory.get(group, lambda: self._read(group))
         row = rows.slice(number - 1 - int(self._starts[group]), 1).to_pylist()[0]
         if row["id"] != number:
-            raise InputError(f"{self._path.name}: row {number} is of nucleus {row['id']}; not in order")
+            raise InputError(
+                f"{self._path.name}: row {number} is of nucleus {row['id']}; not in order"
+            )
         geometry = row.pop(_GEOMETRY)
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -90,7 +94,9 @@ class NucleusTable:
             with self._lock:
                 return self._file.read_row_group(group)
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{self._path.name}: row group {group} is damaged ({error})") from error
+            raise InputError(
+                f"{self._path.name}: row group {group} is damaged ({error})"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -70,12 +70,14 @@ class Opened:
         return part
 
     def _open_slide(self) -> SlidePicture:
-        from dssnet_fast.slides import open_slide
+        from dssnet_fast.slides.slide import open_slide
         from dssnet_fast.view.slide_picture import SlidePicture
 
         recorded = self.result.values["slide"]
         if self.result.slide is None:
-            raise InputError(f"slide {recorded} is not there; if it has moved, name its new folder with --slides")
+            raise InputError(
+                f"slide {recorded} is not there; if it has moved, name its new folder with --slides"
+            )
         slide = open_slide(self.result.slide)
         found = slide.levels[0].width, slide.levels[0].height
         if found != self.result.slide_size:

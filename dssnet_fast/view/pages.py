@@ -50,7 +50,7 @@ def viewer_page(result: Result) -> str:
     return _filled(
         "viewer.html",
         name=escape(result.name),
-        report=f'<a class="button" id="report" href="report">Report</a>'
+        report='<a class="button" id="report" href="report">Report</a>'
         if "report" in result.files
         else "",
     )
@@ -71,9 +71,9 @@ def _card(result: Result) -> str:
         f'<li><svg class="dot" viewBox="0 0 2 2" aria-hidden="true"><circle cx="1" cy="1" r="1" '
         f'fill="rgb({colour[0]},{colour[1]},{colour[2]})"/></svg>{escape(name)} '
         f"<b>{values['nuclei_per_class'].get(name, 0):,}</b></li>"
-        for name, colour in list(
-            zip(values["class_names"], values["class_colours"], strict=True)
-        )[1:]
+        for name, colour in list(zip(values["class_names"], values["class_colours"], strict=True))[
+            1:
+        ]
     )
     area = values["analysed_mm2"]
     facts = [_count(values["nuclei"], "nucleus", "nuclei"), f"{area:,.2f} mm²"]
@@ -86,7 +86,7 @@ def _card(result: Result) -> str:
         f'<article class="card"><a class="picture" href="{address}" tabindex="-1" '
         f'aria-hidden="true"><span class="layers">{layers}</span></a><div class="text">'
         f'<h2><a href="{address}">{escape(result.name)}</a></h2>'
-        f"<p>{' · '.join(facts)}</p><ul class=\"legend\">{legend}</ul>{gone}"
+        f'<p>{" · ".join(facts)}</p><ul class="legend">{legend}</ul>{gone}'
         f'<p class="small">{width:,} × {height:,} px · {values["slide_mpp"]:.4g} µm/px {report}</p>'
         "</div></article>"
     )
@@ -101,7 +101,7 @@ def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def _filled(name: str, **parts: str) -> str:
+def _filled(template: str, **parts: str) -> str:
     from string import Template
 
-    return Template((STATIC / name).read_text("utf-8")).substitute(parts)
+    return Template((STATIC / template).read_text("utf-8")).substitute(parts)

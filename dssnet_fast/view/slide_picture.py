@@ -14,7 +14,7 @@ from dssnet_fast.view.memory import Memory
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dssnet_fast.slides import Slide
+    from dssnet_fast.slides.slide import Slide
 
 JPEG_QUALITY = 85
 # Regions of a level with longer sides than so many tiles are put together of finer tiles, so
@@ -122,7 +122,9 @@ class SlidePicture:
             if index == 0 or level.downsample <= step * _SAME
         )
 
-    def _read(self, region: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
+    def _read(
+        self, region: tuple[float, float, float, float], size: tuple[int, int]
+    ) -> Image.Image:
         """A region (left, top, right, bottom) of the finest level, px, resized to `size`."""
         from PIL import Image
 

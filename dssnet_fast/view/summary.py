@@ -108,19 +108,27 @@ def _load(path: Path) -> object:
 
 
 def _inside(path: Path, name: str) -> Path:
-    folder = path.parent
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f"{path.name}: names a file by {name!r}")
     # Both kinds of separators everywhere: the folder may have been made on another system.
     if ".." in re.split(r"[\\/]", name) or os.path.isabs(name) or re.match(r"[\\/]|\w:", name):
         raise InputError(f"{path.name}: names {name!r}, which is outside its folder; not opened")
+    return resolved(path.parent / name, path)
+
+
+def resolved(file: Path, summary: Path) -> Path:
+    """A file with all symbolic links followed, which must not lead out of the folder.
+
+    Raises:
+        InputError: They do; the message begins with the name of `summary`.
+    """
     try:
-        found = (folder / name).resolve()
+        found = file.resolve()
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path.name}: {name!r} cannot be followed ({error})") from error
-    if not found.is_relative_to(folder):
+        raise InputError(f"{summary.name}: {file.name!r} cannot be followed ({error})") from error
+    if not found.is_relative_to(summary.parent):
         raise InputError(
-            f"{path.name}: {name!r} is a link to a place outside its folder; not opened"
+            f"{summary.name}: {file.name!r} is a link to a place outside its folder; not opened"
         )
     return found
 
@@ -187,7 +195,9 @@ def _check(path: Path, values: dict) -> None:
     gallery = values.get("gallery")
     need(
         isinstance(gallery, dict)
-        and all(isinstance(rows, list) and all(map(_gallery_row, rows)) for rows in gallery.values()),
+        and all(
+            isinstance(rows, list) and all(map(_gallery_row, rows)) for rows in gallery.values()
+        ),
         "`gallery` must be lists of nuclei",
     )
     need(isinstance(values.get("files"), dict), "`files` must name files")

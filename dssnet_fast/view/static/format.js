@@ -35,6 +35,8 @@ export function dot([red, green, blue]) {
 // Rows of a <dl> from pairs of a name and a text.
 export function rows(list, pairs) {
   list.replaceChildren(
-    ...pairs.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]),
+    ...pairs.map(([name, text]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, text)),
+    ),
   );
 }

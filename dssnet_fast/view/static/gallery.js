@@ -46,8 +46,15 @@ export class Gallery {
     this.strip.replaceChildren(
       ...list.map((one) => {
         const number = kind === "largest" ? `${whole(one.area_um2)} µm²` : `OD ${fixed(one.mean_od, 2)}`;
-        const picture = element("img", { alt: "", loading: "lazy", width: 80, height: 80 });
-        picture.src = `crop?x=${one.x.toFixed(1)}&y=${one.y.toFixed(1)}&size=${size}&v=${stamp}`;
+        const place = `x=${one.x.toFixed(1)}&y=${one.y.toFixed(1)}`;
+        const picture = element("img", {
+          src: `crop?${place}&size=${size}&v=${stamp}`,
+          alt: "",
+          width: 80,
+          height: 80,
+        });
+        // Without the slide there is nothing to see but the number.
+        if (this.view.problems.slide) picture.hidden = true;
         const colour = summary.class_colours[summary.class_names.indexOf(one.class)] ??
           summary.class_colours[one.class] ?? [128, 128, 128];
         const button = element(

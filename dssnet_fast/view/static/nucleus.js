@@ -1,5 +1,5 @@
 // The nucleus that was picked: its numbers in the panel, its outline over the slide.
-import { dot, element, fixed, rows, whole } from "./format.js";
+import { dot, element, fixed, rows } from "./format.js";
 
 const SPACE = "http://www.w3.org/2000/svg";
 
@@ -19,13 +19,13 @@ export class Panel {
     close.addEventListener("click", this.close);
     const list = element("dl");
     rows(list, [
-      ["Number", whole(nucleus.id)],
+      ["Number", String(nucleus.id)],
       ["Area", `${fixed(nucleus.area_um2, 1)} µm²`],
       ["Perimeter", `${fixed(nucleus.perimeter_um, 1)} µm`],
       ["Eccentricity", fixed(nucleus.eccentricity, 3)],
       ["Solidity", fixed(nucleus.solidity, 3)],
-      ["Mean optical density", fixed(nucleus.mean_od, 3)],
-      ["Integrated optical density", fixed(nucleus.integrated_od, 1)],
+      ["Mean OD", fixed(nucleus.mean_od, 3)],
+      ["Integrated OD", `${fixed(nucleus.integrated_od, 1)} µm²`],
       ["Mean probability", fixed(nucleus.mean_probability, 3)],
       ["x, y", `${fixed(nucleus.x, 1)}, ${fixed(nucleus.y, 1)} px`],
     ]);

@@ -33,6 +33,12 @@ const nucleiSource = () => {
   );
 };
 
+const classes = new Classes(byId("classes"), summary, () => replaceNuclei());
+const panel = new Panel(byId("nucleus"), summary, () => pick(null));
+const gallery = new Gallery(byId("gallery"), view, (one) => goTo({ ...one, z: null }));
+describe();
+
+// The parts around the slide are filled by now, so the room it has is known.
 const viewer = OpenSeadragon({
   element: byId("slide"),
   tileSources: slideSource,
@@ -51,9 +57,6 @@ const viewer = OpenSeadragon({
   imageLoaderLimit: 6,
 });
 
-const classes = new Classes(byId("classes"), summary, () => replaceNuclei());
-const panel = new Panel(byId("nucleus"), summary, () => pick(null));
-const gallery = new Gallery(byId("gallery"), view, (one) => goTo({ ...one, z: null }));
 const scaleBar = new ScaleBar(byId("scale"));
 let slide;
 let nuclei = null; // The layer of nuclei.
@@ -78,6 +81,8 @@ function replaceNuclei() {
     opacity: before ? 0 : opacity(),
     success: ({ item }) => {
       nuclei = item;
+      // Lines would be too thin on tiles much finer than the screen.
+      item.minPixelRatio = 0.8;
       const swap = () => {
         if (before && viewer.world.getIndexOfItem(before) !== -1) viewer.world.removeItem(before);
         if (nuclei === item) item.setOpacity(opacity());
@@ -271,7 +276,6 @@ function describe() {
   byId("problems").hidden = !Object.keys(view.problems).length;
 }
 
-describe();
 viewer.addOnceHandler("open", () => {
   slide = viewer.world.getItemAt(0);
   drawing = new Drawing(viewer, slide, summary.unreadable);
