@@ -41,12 +41,13 @@ CROP_SIDE_PX = 192
 _MAX_CROP_PX = 8192
 _IDLE_SECONDS = 30
 
-# The one style sheet that OpenSeadragon 6.1 puts into the page: no menu on a long touch.
+# The one style sheet that OpenSeadragon 6.1 puts into the page: no outline on touch screens.
 _OPENSEADRAGON_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 # No scripts but ours, nothing from elsewhere, in nobody's frame.
 _POLICY = (
-    f"default-src 'none'; script-src 'self'; style-src 'self' {_OPENSEADRAGON_STYLE}; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    f"default-src 'none'; script-src 'self'; style-src 'self' {_OPENSEADRAGON_STYLE}; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 # A report is one file with its styles and pictures in it, and it comes from the folder of results.
 _REPORT_POLICY = (

@@ -27,7 +27,7 @@ export class Panel {
       ["Mean OD", fixed(nucleus.mean_od, 3)],
       ["Integrated OD", `${fixed(nucleus.integrated_od, 1)} µm²`],
       ["Mean probability", fixed(nucleus.mean_probability, 3)],
-      ["x, y", `${fixed(nucleus.x, 1)}, ${fixed(nucleus.y, 1)} px`],
+      ["x, y", `${nucleus.x.toFixed(1)}, ${nucleus.y.toFixed(1)} px`],
     ]);
     const who = element(
       "p",
