@@ -245,6 +245,19 @@ def test_links_lead_to_places_and_nuclei(page, found):
     page.wait_for_selector("#nucleus-numbers", state="hidden")
 
 
+def test_the_report_leads_to_places_and_reads_nothing_here(browser, found):
+    # Its attempt to read the summary is an error on the console, so not the strict page.
+    page = browser.new_page()
+    page.goto(found[1] + "/slides/one/report")
+    assert page.title() == "Report with a script"
+    assert page.evaluate("window.spied") == "nothing"
+    page.click("text=open")
+    page.wait_for_selector(DRAWN)
+    assert numbers(page)["Number"] == "20"
+    page.wait_for_url("**/slides/one/#x=300.5&y=200.5&z=*&id=20")
+    page.close()
+
+
 def test_the_overlay_can_be_hidden_dimmed_and_divided(page, found):
     open_slide(page, found[1])
     until(page, lambda c: c["green"] > 500 and c["yellow"] > 500)

@@ -19,7 +19,15 @@ from dssnet_fast.nuclei import Nuclei, find_nuclei, outlines
 
 CLASSES = ("background", "small", "large")
 COLOURS = ([0, 0, 0], [0, 230, 60], [255, 200, 0])
-REPORT = "<!doctype html><title>Report</title><style>p{color:red}</style><p>A report.</p>"
+# As real ones it has a script and links to places in the viewer; this one also tries to spy.
+REPORT = """<!doctype html><meta charset="utf-8"><title>Report</title>
+<link rel="icon" href="data:,"><style>p{color:red}</style>
+<p>A report. <a href="./#x=300.5&amp;y=200.5&amp;id=20">open</a></p>
+<script>
+document.title = "Report with a script";
+window.spied = fetch("summary.json").then((answer) => answer.text()).catch(() => "nothing");
+</script>
+"""
 
 
 def draw_slide(width: int, height: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -49,10 +49,12 @@ _POLICY = (
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-# A report is one file with its styles and pictures in it, and it comes from the folder of results.
+# A report is one file with its styles, pictures and script in it. It comes from the folder of
+# results, so it is given an origin of its own: its script reaches nothing here.
 _REPORT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 
 
@@ -278,7 +280,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Referrer-Policy", "no-referrer")
             self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
             for name, value in given.headers.items():
                 self.send_header(name, value)
             if self.close_connection:

@@ -196,7 +196,8 @@ def _check(path: Path, values: dict) -> None:
     need(
         isinstance(gallery, dict)
         and all(
-            isinstance(rows, list) and all(map(_gallery_row, rows)) for rows in gallery.values()
+            isinstance(rows, list) and all(_is_standout(row, len(names)) for row in rows)
+            for rows in gallery.values()
         ),
         "`gallery` must be lists of nuclei",
     )
@@ -204,10 +205,11 @@ def _check(path: Path, values: dict) -> None:
     need(isinstance(values.get("provenance"), dict), "`provenance` must be there")
 
 
-def _gallery_row(row: object) -> bool:
+def _is_standout(row: object, classes: int) -> bool:
     return (
         isinstance(row, dict)
         and _whole(row.get("id"), 1, 1 << 40)
+        and _whole(row.get("class"), 1, classes - 1)
         and all(_number(row.get(key)) for key in ("x", "y", "area_um2", "mean_od"))
     )
 

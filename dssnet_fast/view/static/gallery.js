@@ -55,13 +55,11 @@ export class Gallery {
         });
         // Without the slide there is nothing to see but the number.
         if (this.view.problems.slide) picture.hidden = true;
-        const colour = summary.class_colours[summary.class_names.indexOf(one.class)] ??
-          summary.class_colours[one.class] ?? [128, 128, 128];
         const button = element(
           "button",
           { type: "button", "data-id": one.id, "aria-label": `Nucleus ${one.id}, ${number}` },
           picture,
-          element("span", { class: "label" }, dot(colour), number),
+          element("span", { class: "label" }, dot(summary.class_colours[one.class]), number),
         );
         button.addEventListener("click", () => this.jump(one));
         return button;
