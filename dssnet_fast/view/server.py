@@ -269,27 +269,21 @@ class _Handler(BaseHTTPRequestHandler):
             return _text(500, "an error of the server; its terminal says which")
 
     def _send(self, given: Answer) -> None:
-        try:
-            self.send_response(given.status)
-            self.send_header("Content-Type", given.kind)
-            self.send_header("Content-Length", str(len(given.body)))
-            self.send_header(
-                "Cache-Control", "private, max-age=86400" if given.kept else "no-store"
-            )
-            self.send_header("Content-Security-Policy", given.policy)
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-            for name, value in given.headers.items():
-                self.send_header(name, value)
-            if self.close_connection:
-                self.send_header("Connection", "close")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(given.body)
-        except (ConnectionError, TimeoutError):
-            # Browsers hang up on tiles that have left the screen.
-            self.close_connection = True
+        self.send_response(given.status)
+        self.send_header("Content-Type", given.kind)
+        self.send_header("Content-Length", str(len(given.body)))
+        self.send_header("Cache-Control", "private, max-age=86400" if given.kept else "no-store")
+        self.send_header("Content-Security-Policy", given.policy)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        for name, value in given.headers.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(given.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer a request that could not be read, in the form of all other answers."""
