@@ -446,6 +446,7 @@ setup(
         "dssnet_fast.kernels",
         "dssnet_fast.python_ref",
         "dssnet_fast.slides",
+        "dssnet_fast.view",
         "dssnet_fast.wsi",
     ],
     package_dir={
@@ -453,7 +454,10 @@ setup(
         "dssnet_fast.kernels": "kernels",
         "dssnet_fast.python_ref": "python_ref",
     },
-    package_data={"dssnet_fast": ["models/*.safetensors", "models/*.md", "py.typed"]},
+    package_data={
+        "dssnet_fast": ["models/*.safetensors", "models/*.md", "py.typed"],
+        "dssnet_fast.view": ["static/*", "static/openseadragon/*"],
+    },
     # The files are for sdists and wheel tags; BuildCompiled decides what is compiled, and how.
     ext_modules=[
         Extension(

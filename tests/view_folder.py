@@ -175,7 +175,7 @@ def _table(
     shift = np.asarray(origin, float)
     polygons = [
         shapely.Polygon(rings[0] * scale - shift, [ring * scale - shift for ring in rings[1:]])
-        for rings in outlines(nuclei.instances)
+        for rings in outlines(nuclei.instances).to_lists()
     ]
     area = nuclei.area * (mpp * scale) ** 2
     sums = np.bincount(nuclei.instances.ravel(), od.ravel(), len(nuclei) + 1)[1:]
