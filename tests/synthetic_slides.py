@@ -125,10 +125,11 @@ class _Scene:
             at = rng.uniform(0, _SQUARE, 2)
             clustered = rng.random() < 0.12
             count = int(rng.integers(5, 18)) if clustered else 1
-            reach = rng.uniform(18, 22) * np.sqrt(count) if clustered else 0
+            reach = rng.uniform(17, 21) * np.sqrt(count) if clustered else 0
             stain = _CYTOPLASMS[rng.integers(len(_CYTOPLASMS))] * rng.uniform(0.6, 1.3)
+            stain *= 0.6 if clustered else 1  # its cells overlap
             for _ in range(count):
-                offset = rng.uniform(-1, 1, 2) * reach * 0.75
+                offset = rng.uniform(-1, 1, 2) * reach
                 centre = at + offset * scale
                 major = rng.uniform(8.5, 12) if clustered else rng.uniform(8.5, 15)
                 major, minor = major * scale, max(major * rng.uniform(0.65, 1), 8) * scale
@@ -216,7 +217,7 @@ class _Level:
         from PIL import Image
 
         self._missing -= len(rows)
-        self._rows = np.concatenate([self._rows, rows])
+        self._rows = np.concatenate([self._rows, rows]) if len(self._rows) else rows
         while len(self._rows) >= _SQUARE or (not self._missing and len(self._rows)):
             band, self._rows = self._rows[:_SQUARE], self._rows[_SQUARE:]
             parts = [band[:, left : left + _SQUARE] for left in range(0, self.width, _SQUARE)]

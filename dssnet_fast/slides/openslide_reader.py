@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _CACHE_BYTES = 64 * 2**20  # of decoded tiles: neighbouring reads share their border
 _BLOCK = 512
+_PLAIN_TIFFS = ("aperio", "generic-tiff")  # a level is a page, tile by tile
+_PROBE = 64  # px
+_PROBE_TOLERANCE = 3  # of 255, mean of a colour
 
 
 def open_slide(path: Path) -> OpenSlideReader:
@@ -80,23 +83,19 @@ class OpenSlideReader:
         self.bounds = _bounds(properties, self.levels[0])
         self.fingerprint = fingerprint(path)
         self._background = _colour(properties.get("openslide.background-color"))
-        self._planes = {}
-        if vendor in ("aperio", "generic-tiff"):
-            inexact = [level for level in self.levels if not level.downsample.is_integer()]
-            self._planes = {
-                self.levels.index(level): plane
-                for level, plane in tiff_reader.planes_of(path, inexact).items()
-            }
+        self._planes = self._checked_planes() if vendor in _PLAIN_TIFFS else {}
 
     def read(self, level: int, box: Box) -> np.ndarray:
         """See `Slide.read`.
 
+        Tiles of TIFFs are decoded directly: OpenSlide's way over premultiplied RGBA takes several
+        times as long.
+
         OpenSlide takes a box's corner in level-0 px and shifts tiles by fractions of a pixel to
         meet it. A corner at a level with a whole downsample is a whole level-0 px, and what comes
         back is what the level holds. With other downsamples (4.0002, say, for a width that is no
-        multiple of 4) there is no such level-0 px; such levels of TIFFs are decoded directly.
-        Those of other formats are read in blocks at fixed places, so that the shift, half a
-        level-0 px at most, does not depend on the box.
+        multiple of 4) there is no such level-0 px. Such levels are read in blocks at fixed places,
+        so that the shift, half a level-0 px at most, does not depend on the box.
         """
         check_box(self, level, box)
         if level in self._planes:
@@ -116,6 +115,24 @@ class OpenSlideReader:
         handle = self._handles.pop(os.getpid(), None)
         if handle is not None:
             handle.close()
+
+    def _checked_planes(self) -> dict[int, tiff_reader.Plane]:
+        """Levels that can be decoded directly, and look as OpenSlide has them."""
+        planes = {}
+        for index, plane in tiff_reader.planes_of(self.path, self.levels).items():
+            level = self.levels[index]
+            top, left = level.height // 2, level.width // 2
+            part = Box(top, left, min(top + _PROBE, level.height), min(left + _PROBE, level.width))
+            try:
+                difference = plane.read(part).astype(int) - self._read(index, part)
+            except (tiff_reader.BadSegment, UnreadableRegion):
+                continue
+            # Decoders differ by a little, and OpenSlide's levels by a shift; colours taken for
+            # others differ by much.
+            if np.abs(difference.mean(axis=(0, 1))).max() <= _PROBE_TOLERANCE:
+                planes[index] = plane
+            plane.close()
+        return planes
 
     def _handle(self) -> _Handle:
         # A handle must not be used on both sides of a fork. One that a child inherited stays in
@@ -158,7 +175,7 @@ class OpenSlideReader:
             raise UnreadableRegion(self.path, where, one_line(error)) from error
 
     def _opaque(self, image: Image.Image) -> np.ndarray:
-        if image.getextrema()[3] == (255, 255):
+        if image.getchannel("A").getextrema() == (255, 255):
             return np.array(image.convert("RGB"))
         pixels = np.asarray(image)
         return over(pixels[:, :, :3], pixels[:, :, 3], self._background)

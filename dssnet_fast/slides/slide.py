@@ -140,7 +140,8 @@ def find_slides(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
     A file is taken as given, whatever its suffix. Of a folder, all files with one of
     `SLIDE_SUFFIXES` (in upper or lower case) are taken, in the order of their names; its
-    sub-folders and its hidden files are not. A file that is named twice is taken once.
+    sub-folders and its hidden files are not, nor are images that a VMS or VMU file there names as
+    its parts, nor further DICOM files of a slide. A file that is named twice is taken once.
 
     Raises:
         InputError: A path does not exist, or a folder has no slide.
@@ -148,7 +149,7 @@ def find_slides(paths: Iterable[str | os.PathLike]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if _is_listed(file))
+            files = _without_parts(sorted(file for file in path.iterdir() if _is_listed(file)))
             if not files:
                 raise InputError(
                     f"{path}: the folder has no slide ({', '.join(SLIDE_SUFFIXES)}); "
@@ -244,6 +245,35 @@ def _is_listed(file: Path) -> bool:
     return (
         file.suffix.lower() in SLIDE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
+
+
+def _without_parts(files: list[Path]) -> list[Path]:
+    """The files without those that are read as parts of another."""
+    indexes = [file for file in files if file.suffix.lower() in (".vms", ".vmu")]
+    named = "".join(file.read_text("utf-8", "replace") for file in indexes)
+    kept, seen = [], set()
+    for file in files:
+        if file not in indexes and named and file.name in named:
+            continue
+        if file.suffix.lower() == ".dcm":
+            # Any file of a DICOM slide opens all of it.
+            series = _dicom_series(file)
+            if series is not None and series in seen:
+                continue
+            seen.add(series)
+        kept.append(file)
+    return kept
+
+
+def _dicom_series(file: Path) -> str | None:
+    """Something that the files of one slide have in common; None if OpenSlide cannot tell."""
+    try:
+        import openslide
+
+        with openslide.OpenSlide(file) as slide:
+            return slide.properties.get("openslide.quickhash-1")
+    except Exception:
+        return None  # opening it as a slide will say why
 
 
 def _check_file(path: Path) -> None:

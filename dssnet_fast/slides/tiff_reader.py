@@ -42,6 +42,8 @@ _CONVERT = "convert the slide to a tiled 8-bit RGB TIFF, for instance with QuPat
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _MICROMETRES |= {"pm": 1e-6, "in": 25400.0, "Å": 1e-4}
 _INCH, _CENTIMETRE = 2, 3
+_SURE_COMPRESSIONS = (1, 5, 7, 8, 32946)  # none, LZW, JPEG, deflate
+_AXES = {"C": "channels", "Z": "focus planes", "T": "times"}
 _PREMULTIPLIED, _OPACITY = 1, 2  # values of the tag ExtraSamples
 
 
@@ -52,34 +54,44 @@ class BadSegment(Exception):
 def knows_better(path: Path) -> bool:
     """Whether this reader, rather than OpenSlide, should open a plain tiled TIFF.
 
-    OpenSlide does not read the metadata and pyramids of OME-TIFF, and cuts other values than 8-bit
-    ones to 8 bits without a word.
+    OpenSlide does not read the metadata and pyramids of OME-TIFF. Of stacks, of many channels and
+    of values of more than 8 bits it makes a picture without a word; this reader says what they are.
     """
     from tifffile import TiffFile
 
     try:
         with TiffFile(path) as tiff:
-            return bool(tiff.is_ome) or tiff.pages.first.dtype != np.uint8
+            page = tiff.pages.first
+            return (
+                bool(tiff.is_ome)
+                or page.dtype != np.uint8
+                or page.samplesperpixel > 4
+                or bool(_stacked(tiff.series[0]))
+            )
     except Exception:
         return False  # OpenSlide says what is wrong with it
 
 
-def planes_of(path: Path, levels: Sequence[Level]) -> dict[Level, Plane]:
-    """Those levels of a TIFF that are stored as one tiled page each, whole, in a known way."""
+def planes_of(path: Path, levels: Sequence[Level]) -> dict[int, Plane]:
+    """Those levels of a TIFF, by index, that are pages of tiles that are decoded here for sure."""
     from tifffile import TiffFile
 
     found = {}
     try:
         with TiffFile(path) as tiff:
-            for level in levels:
+            for index, level in enumerate(levels):
                 pages = [
                     page
                     for page in tiff.pages
                     if page.is_tiled and page.shape[:2] == (level.height, level.width)
                 ]
                 # Tiles left out mean something in some formats, which OpenSlide knows.
-                if len(pages) == 1 and all(pages[0].databytecounts):
-                    found[level] = Plane(path, pages[0])
+                if (
+                    len(pages) == 1
+                    and pages[0].compression in _SURE_COMPRESSIONS
+                    and all(pages[0].databytecounts)
+                ):
+                    found[index] = Plane(path, pages[0])
     except Exception:
         return {}  # OpenSlide reads it all the same
     return found
@@ -321,7 +333,11 @@ def _pyramid(path: Path, tiff: TiffFile) -> list[TiffPage]:
     if not tiff.pages or not tiff.series:
         raise InputError(f"{path}: cannot be read as a slide: the TIFF has no pages")
     series = tiff.series[0]
-    _check_single(path, series)
+    if stacked := _stacked(series):
+        raise InputError(
+            f"{path}: is a stack ({stacked}; axes {series.axes}), not one gray or RGB picture; "
+            "save the plane or the mixture of channels to use as an 8-bit RGB TIFF"
+        )
     first = series.keyframe
     if len(series.levels) > 1:
         others = [level.keyframe for level in series.levels[1:]]
@@ -350,21 +366,13 @@ def _same_shape(first: TiffPage, page: TiffPage) -> bool:
     )
 
 
-def _check_single(path: Path, series: TiffPageSeries) -> None:
-    """Raise InputError for stacks."""
-    sizes = [
-        f"{size} {_AXES.get(axis, 'planes')}"
+def _stacked(series: TiffPageSeries) -> str:
+    """What a stack is a stack of, such as "4 channels"; empty for a single picture."""
+    return ", ".join(
+        f"{size} {_AXES.get(axis, 'pages')}"
         for axis, size in zip(series.axes, series.shape, strict=True)
         if axis not in "YXS" and size > 1
-    ]
-    if sizes:
-        raise InputError(
-            f"{path}: is a stack ({', '.join(sizes)}, axes {series.axes}), not one gray or RGB "
-            "image; save the plane or the mixture of channels to use as an 8-bit RGB TIFF"
-        )
-
-
-_AXES = {"C": "channels", "Z": "focus planes", "T": "times"}
+    )
 
 
 def _check_kind(path: Path, page: TiffPage) -> None:
