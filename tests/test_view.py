@@ -657,7 +657,8 @@ def test_links_within_the_folder_and_to_it_are_followed(copy):
         {"gallery": {"largest": [{"id": 1}]}},
         {"gallery": {"a": [{"id": 1, "class": 3, "x": 1, "y": 1, "area_um2": 1, "mean_od": 1}]}},
         {"files": []}, {"provenance": 1},
-        {"analysed_mm2": "1"},
+        {"analysed_mm2": "1"}, {"provenance": {"a": float("nan")}}, {"reader": "\ud800"},
+        {"files": {"report": "a" * 5000}},
     ],
     ids=str,
 )  # fmt: skip
@@ -666,6 +667,21 @@ def test_damaged_summaries_are_refused_and_named(copy, changed):
     with pytest.raises(InputError, match=r"^one\.json: ") as caught:
         read_result(path, None)
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_no_text_are_told_as_well_as_possible(copy):
+    try:
+        (copy / os.fsdecode(b"\xff.json")).write_text("{")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    change(copy, slide="/" + "a" * 5000)
+    made = Site(copy)
+    try:
+        page = made.get("/").decode()
+        assert "?.json: not a JSON file" in page
+        assert page.count("is not there") == 2
+    finally:
+        made.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
@@ -707,9 +723,11 @@ def test_maps_are_read_in_parts_as_tifffile_reads_them_whole(tmp_path, layout, s
     image = random.integers(0, 2**32, (203, 311), np.uint32)
     path = tmp_path / "map.tif"
     with tifffile.TiffWriter(path) as file:
-        file.write(image, compression="zlib", subifds=len(steps) - 1, **layout)
+        file.write(image, compression="zlib", subifds=len(steps) - 1, metadata=None, **layout)
         for step in steps[1:]:
-            file.write(image[::step, ::step], compression="zlib", **layout)
+            file.write(image[::step, ::step], compression="zlib", metadata=None, **layout)
+    with tifffile.TiffFile(path) as file:
+        assert len(file.series[0].levels) == len(steps)
     made = LabelMap(path)
     for step in (1, 2, 4, 8, 64):
         reduced = np.pad(image[::step, ::step], 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dssnet_fast.python_ref.errors import InputError
@@ -121,7 +122,7 @@ class Opened:
             )
         return table
 
-    def _file(self, kind: str):
+    def _file(self, kind: str) -> Path:
         if kind not in self.result.files:
             named = self.result.values["files"].get(kind)
             raise InputError(f"{named} is not there" if named else f"there is no file of {kind}")

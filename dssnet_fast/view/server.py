@@ -91,7 +91,7 @@ def answer(library: Library, target: str) -> Answer:
         case [""]:
             library.scan()
             page = pages.index_page(library.results.values(), library.refused)
-            return Answer(page.encode(), HTML)
+            return Answer(page.encode("utf-8", "replace"), HTML)
         case ["static", *name] if (kind := pages.STATIC_FILES.get("/".join(name))) is not None:
             return Answer(pages.STATIC.joinpath(*name).read_bytes(), kind)
         case ["slides", name] if name in library.results:
@@ -197,7 +197,7 @@ def _nucleus_at(opened: Opened, x: float, y: float) -> dict[str, object]:
 
 
 def _json(values: object) -> Answer:
-    return Answer(json.dumps(values, ensure_ascii=False).encode(), JSON)
+    return Answer(json.dumps(values).encode(), JSON)
 
 
 class Server(ThreadingHTTPServer):

@@ -6,6 +6,7 @@ used, and files must lie in the folder of results, symbolic links followed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -95,16 +96,22 @@ def _stamp(paths: list[Path]) -> str:
 
 
 def _load(path: Path) -> object:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{path.name}: larger than any summary")
-        return json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), parse_constant=refuse)
+        # Half of a pair of surrogates is JSON, but neither a path nor anything to show.
+        json.dumps(values, ensure_ascii=False).encode()
     except OSError as error:
         raise InputError(f"{path.name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name}: not a JSON file ({error})") from error
+    return values
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -124,6 +131,7 @@ def resolved(file: Path, summary: Path) -> Path:
     """
     try:
         found = file.resolve()
+        found.is_file()  # Raises for a name that is too long.
     except (OSError, RuntimeError) as error:
         raise InputError(f"{summary.name}: {file.name!r} cannot be followed ({error})") from error
     if not found.is_relative_to(summary.parent):
@@ -138,8 +146,12 @@ def _find_slide(folder: Path, recorded: str, slides: Path | None) -> Path | None
     places = [folder / recorded]
     if slides is not None:
         places.append(slides / re.split(r"[\\/]", recorded)[-1])
-    # MRXS and DICOM slides keep their pixels beside the file that names them.
-    return next((place.resolve() for place in places if place.is_file()), None)
+    # Paths of other systems may be too long for this one.
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):
+            if place.is_file():
+                return place.resolve()
+    return None
 
 
 def _check(path: Path, values: dict) -> None:
