@@ -201,7 +201,7 @@ def test_the_thumbnail_has_the_slides_last_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (101, 67, 3), np.uint8)
     image = Resampled(Pixels(pixels), 29.0, 4.0)
     assert (image.width, image.height) == (9, 13)
-    np.testing.assert_array_equal(overview(image, 4).thumbnail, pixels)
+    np.testing.assert_array_equal(overview(image, 3).thumbnail, pixels)
 
 
 def test_blocks_do_not_show(monkeypatch, tmp_path):

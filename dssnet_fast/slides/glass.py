@@ -3,6 +3,23 @@
 The slide is looked at once at about 4 micrometres per px. A cell of the grid is kept if a few of
 these pixels absorb more than the glass does, in any colour; then its neighbours are kept as well,
 so that nothing that reaches over a border is cut.
+
+How much more, was chosen by what is missed: synthetic slides (`tests/synthetic_slides.py`, 8,000 x
+8,000 px at 0.5 micrometres, one nucleus in 10^6 px, 132 in JPEG of quality 88 and 88 in 30) with
+cells that absorb less and less. Nuclei in skipped cells, and cells that are kept:
+
+    optical density  threshold 0.015    0.02           0.03           0.045
+    of a nucleus     Q 88    Q 30       Q 88    Q 30   Q 88    Q 30   Q 88    Q 30
+    0.72 (usual)     0 %     0 %        0 %     0 %    0 %     0 %    0 %     0 %
+    0.14             0 %     0 %        0 %     0 %    0 %     0 %    0 %     0 %
+    0.07             0 %     0 %        0 %     0 %    0 %     1 %    1 %     3 %
+    0.05             0 %     0 %        0 %     0 %    2 %     5 %    8 %    22 %
+    0.036            1 %     0 %        1 %     3 %   10 %    17 %   37 %    52 %
+    kept, usual     40 %    39 %       34 %    37 %   31 %    31 %   28 %    27 %
+    kept, empty      0 %     0 %        0 %     0 %    0 %     0 %    0 %     0 %
+
+So 0.02 keeps nearly all that is a twentieth as dark as usual, at little cost. Less is within reach
+of uneven light: the synthetic slides' corners are 0.007 darker than their middle.
 """
 
 from __future__ import annotations
