@@ -58,6 +58,11 @@ def test_is_frozen():
         DSSNetConfig().classes = 3
 
 
+def test_context_of_the_last_two_stages_is_a_cell():
+    assert DSSNetConfig().answer_context_px == 8
+    assert DSSNetConfig().context_px == 264
+
+
 def test_dictionary_round_trip():
     config = DSSNetConfig(in_channels=1, classes=4, block="basic", edge=False, blocks=4)
     assert DSSNetConfig.from_dict(config.to_dict()) == config

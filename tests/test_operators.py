@@ -20,6 +20,7 @@ from dssnet_fast import FastDSSNet, backends, operators, weights
 from dssnet_fast.backends import BackendUnavailable
 from dssnet_fast.operators import Operators
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.tiling import Box
 from networks import noise, random_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,6 +93,7 @@ def test_every_operator_is_what_torch_wants():
     features = net.extract(x0)
     opcheck(operators.infer, (torch.from_numpy(noise(2, 11, 5, 3)), *network, "labels"))
     opcheck(operators.infer, (normalised(2, 3, 8, 9), *network, "probabilities"))
+    opcheck(operators.decide, (torch.from_numpy(noise(2, 11, 5, 3)), *network, [3, 0, 9, 4]))
     opcheck(operators.downsample, (image, *network))
     opcheck(operators.downsample, (normalised(2, 3, 8, 16), *network))
     opcheck(operators.extract, (x0, *network))
@@ -117,6 +119,10 @@ def test_operators_compute_what_the_network_does():
     image = torch.from_numpy(noise(2, 11, 13, 3))
     for output in backends.OUTPUTS:
         assert torch.equal(network.infer(image, output), net.predict(image, output))
+    for ours, wanted in zip(
+        network.decide(image, Box(2, 3, 9, 8)), net.decide(image, Box(2, 3, 9, 8)), strict=True
+    ):
+        assert torch.equal(ours, wanted)
     image = torch.from_numpy(noise(2, 16, 8, 3))
     x0 = net.downsample(image)
     shallow, deep = net.extract(x0)

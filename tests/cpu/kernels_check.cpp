@@ -273,7 +273,7 @@ void check_winograd(Check& check) {
     const WinogradParts parts(arena, map.rows.row_words());
     std::vector<float> kept(HEIGHT * PHASES_HERE * OUTPUTS * WIDTH);
     const auto of = [&](int row, int phase) { return kept.data() + (row * PHASES_HERE + phase) * OUTPUTS * WIDTH; };
-    convolve_rows(convolution, map.rows, PHASES_HERE, 0, HEIGHT, CELLS, parts, [&](int row, int phase) {
+    convolve_rows(convolution, map.rows, PHASES_HERE, 0, HEIGHT, Columns(CELLS), parts, [&](int row, int phase) {
         Finish finish;
         finish.kept = of(row, phase), finish.kept_stride = WIDTH, finish.cells = CELLS;
         return finish;
@@ -475,6 +475,9 @@ void check_answers(Check& check) {
         };
         std::vector<uint8_t> labels(CELLS * PHASES + 1, 77);
         check.kernels.labels(logits.data(), pair, WIDTH, classes, CELLS, labels.data());
+        std::vector<uint8_t> decided(CELLS * PHASES + 1, 77);
+        std::vector<float> highest(CELLS * PHASES + 1, 77);
+        check.kernels.decide(logits.data(), pair, WIDTH, classes, CELLS, decided.data(), highest.data());
         std::vector<float> values[2];
         for (bool probabilities : {false, true}) {
             values[probabilities].resize(CELLS * PHASES * classes);
@@ -489,12 +492,37 @@ void check_answers(Check& check) {
                 sum += std::exp(logit(pixel, c));
             }
             check.same(labels[pixel], best, "label");
+            check.same(decided[pixel], best, "decided label");
+            check.near(highest[pixel], std::exp(logit(pixel, best)) / sum, 5e-7, "decided probability");
             for (int c = 0; c < classes; ++c) {
                 check.near(values[0][pixel * classes + c], logit(pixel, c), 0, "logit");
                 check.near(values[1][pixel * classes + c], std::exp(logit(pixel, c)) / sum, 1e-6, "probability");
             }
         }
         check.same(labels.back(), 77, "beyond the last label");
+        check.same(decided.back(), 77, "beyond the last decided label");
+        check.same(int(highest.back()), 77, "beyond the last probability");
+    }
+    // Far apart, and no numbers.
+    std::snprintf(check.about, sizeof check.about, "answers that are extreme");
+    for (const float other : {-3.0f, -40.0f, -1e30f}) {
+        std::vector<float> logits(8 * 2 * UNIT, other), highest(UNIT * PHASES);
+        std::vector<uint8_t> decided(UNIT * PHASES);
+        for (int phase = 0; phase < 8; ++phase) std::fill_n(logits.begin() + (2 * phase + 1) * UNIT, UNIT, 0.0f);
+        check.kernels.decide(logits.data(), 4 * UNIT, UNIT, 2, UNIT, decided.data(), highest.data());
+        check.same(decided[5], 1, "label of the higher");
+        check.near(highest[5], 1 / (1 + std::exp(double(other))), 2e-7, "probability of the higher");
+    }
+    for (const float other : {NAN, INFINITY}) {
+        for (int which = 0; which < 2; ++which) {
+            std::vector<float> logits(8 * 2 * UNIT, 1.0f), highest(UNIT * PHASES);
+            std::vector<uint8_t> decided(UNIT * PHASES);
+            logits[which * UNIT + 3] = other;
+            check.kernels.decide(logits.data(), 4 * UNIT, UNIT, 2, UNIT, decided.data(), highest.data());
+            for (int pixel = 0; pixel < UNIT * PHASES; ++pixel) {
+                check.same(std::isfinite(highest[pixel]), pixel != 3 * PHASES, "finite");
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ import torch
 
 from cpu.cases import ENDS, INSTRUCTION_SETS, backend, calibrated, threads
 from dssnet_fast import FastDSSNet
+from dssnet_fast.tiling import Box
 from networks import CONFIGS, noise
 
 pytestmark = pytest.mark.usefixtures("extension")
@@ -55,7 +56,12 @@ def python(program: str) -> str:
         (lambda b, i: b.infer(i.int(), "labels"), TypeError, "uint8 or floating point"),
         (lambda b, i: b.infer(i.bool(), "labels"), TypeError, "uint8 or floating point"),
         (lambda b, i: b.infer(i.to("meta"), "labels"), ValueError, "on cpu, got meta"),
-        (lambda b, i: b.infer(i, "mask"), ValueError, "labels, probabilities or logits, got mask"),
+        (lambda b, i: b.infer(i, "mask"), ValueError, "must be one of .*, got 'mask'"),
+        (lambda b, i: b.infer(i, "decision"), ValueError, "must be one of .*, got 'decision'"),
+        (lambda b, i: b.decide(i, Box(0, 0, 8, 12)), ValueError, "edges that are multiples of 8"),
+        (lambda b, i: b.decide(i, Box(0, 8, 24, 16)), ValueError, "the core must lie in the image"),
+        (lambda b, i: b.decide(i, Box(-8, 8, 8, 16)), ValueError, "the core must lie in the image"),
+        (lambda b, i: b.decide(i, Box(16, 8, 8, 16)), ValueError, "the core must lie in the image"),
         (lambda b, i: b.downsample(i[:, :9]), ValueError, "multiples of 8"),
         (lambda b, i: b.extract(i.float()), ValueError, "x0 must have 30 channels"),
         (lambda b, i: b.extract(torch.ones(1, 2, 2, 30).half()), TypeError, "be torch.float32"),

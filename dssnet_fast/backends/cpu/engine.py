@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dssnet_fast.backends import PRECISIONS as DTYPES
-from dssnet_fast.backends import new_answer
+from dssnet_fast.backends import check_output, new_answer
 from dssnet_fast.backends.cpu.operands import operands
 from dssnet_fast.backends.decisions import crop_image
 from dssnet_fast.backends.inputs import (
@@ -77,6 +77,7 @@ class CpuBackend:
 
         Images that would take more memory than `WORKSPACE_BYTES` go through in tiles, exactly.
         """
+        check_output(output)
         _, height, width = check_image(image, self.config.in_channels)
         (answer,) = self._part(image, output, Box(0, 0, height, width))
         return answer
@@ -138,6 +139,7 @@ class CpuBackend:
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
+        check_output(output)
         size = map_size("segment", y, 2)
         if size[1] % 8 or size[2] % 8:
             raise ValueError(f"y must have sides that are multiples of 4, got {list(y.shape)}")
