@@ -456,7 +456,7 @@ setup(
     },
     package_data={
         "dssnet_fast": ["models/*.safetensors", "models/*.md", "py.typed"],
-        "dssnet_fast.view": ["static/*", "static/openseadragon/*"],
+        "dssnet_fast.view": ["static/*.*", "static/openseadragon/*"],
     },
     # The files are for sdists and wheel tags; BuildCompiled decides what is compiled, and how.
     ext_modules=[

@@ -4,6 +4,8 @@ import dssnet_fast
 
 COMMANDS = {
     "segment": "images -> label maps, overlays, nuclei as GeoJSON and CSV",
+    "wsi": "whole slides -> nuclei for QuPath, tables, label pyramids, reports",
+    "view": "results of whole slides, in the browser",
     "convert": "a checkpoint -> a weight file (and ONNX), verified",
     "train": "labelled images -> a checkpoint",
     "bench": "speed of every backend beside the reference and UNet",

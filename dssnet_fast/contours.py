@@ -257,21 +257,35 @@ class Tracer:
 def _cycles(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cut a permutation into its cycles.
 
+    Pointers are doubled: after k rounds each element has seen 2**k steps ahead, so a few rounds
+    over arrays take the place of a step a time.
+
     Returns:
         order: int64 [E], all elements, each cycle from its smallest element on; cycles by that.
         starts: int64, where in `order` each cycle begins.
     """
-    steps = following.tolist()
-    seen = bytearray(len(steps))
-    order: list[int] = []
-    starts: list[int] = []
-    for first in range(len(steps)):
-        if seen[first]:
-            continue
-        starts.append(len(order))
-        at = first
-        while not seen[at]:
-            seen[at] = 1
-            order.append(at)
-            at = steps[at]
-    return np.array(order, np.int64), np.array(starts, np.int64)
+    count = len(following)
+    smallest, ahead = np.arange(count), following
+    while True:
+        seen = np.minimum(smallest, smallest[ahead])
+        # Nothing new for anybody: every element has gone round its cycle.
+        if np.array_equal(seen, smallest):
+            break
+        smallest, ahead = seen, ahead[ahead]
+    is_start = smallest == np.arange(count)
+    lengths = np.bincount(smallest, minlength=count)[is_start]
+    starts = np.cumsum(lengths) - lengths
+
+    # Steps to where the cycle begins again.
+    ahead = np.where(is_start, np.arange(count), following)
+    left = (~is_start).astype(np.int64)
+    while (left[ahead] > 0).any():
+        left, ahead = left + left[ahead], ahead[ahead]
+    begin = np.zeros(count, np.int64)
+    begin[is_start] = starts
+    length = np.zeros(count, np.int64)
+    length[is_start] = lengths
+    place = np.where(is_start, 0, length[smallest] - left)
+    order = np.empty(count, np.int64)
+    order[begin[smallest] + place] = np.arange(count)
+    return order, starts

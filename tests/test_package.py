@@ -67,13 +67,14 @@ def test_loading_a_model_imports_no_compiler():
         assert name not in loaded
 
 
-@pytest.mark.parametrize("command", ["segment", "convert", "train", "bench", "info"])
+@pytest.mark.parametrize("command", ["segment", "wsi", "view", "convert", "train", "bench", "info"])
 def test_commands_start_in_a_checkout_and_elsewhere(command, tmp_path):
     assert "usage: python -m dssnet_fast." in python("-m", f"dssnet_fast.{command}", "--help")
+    module = f"{command}.__main__" if (ROOT / "dssnet_fast" / command).is_dir() else command
     elsewhere = python(
         "-c",
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-        f"import dssnet_fast.{command} as c; c.make_parser().print_help()",
+        f"import dssnet_fast.{module} as c; c.make_parser().print_help()",
         cwd=tmp_path,
     )
     assert command in elsewhere
@@ -106,9 +107,10 @@ def test_info_says_what_runs_and_why_not_the_rest():
 
 def test_the_list_of_commands_is_complete():
     listed = python("-m", "dssnet_fast")
-    for path in ROOMS["dssnet_fast"].glob("*.py"):
+    for path in ROOMS["dssnet_fast"].rglob("*.py"):
         if "cli.main(" in path.read_text():
-            assert f"python -m dssnet_fast.{path.stem}" in listed
+            name = path.parent.name if path.stem == "__main__" else path.stem
+            assert f"python -m dssnet_fast.{name}" in listed
 
 
 def imports(path: Path):
@@ -126,6 +128,21 @@ def test_lower_rooms_import_nothing_from_above(room):
         for name in imports(path):
             assert not name.startswith("dssnet_fast"), f"{path} imports {name}"
             assert not name.startswith(".."), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("room", "below"),
+    [
+        ("slides", ("python_ref", "tiling")),
+        ("view", ("python_ref", "tiling", "slides", "nuclei", "cli")),
+    ],
+)
+def test_rooms_for_slides_know_only_those_below(room, below):
+    allowed = tuple(f"dssnet_fast.{name}" for name in (room, *below))
+    for path in (ROOMS["dssnet_fast"] / room).rglob("*.py"):
+        for name in imports(path):
+            if name.startswith("dssnet_fast."):
+                assert name.startswith(allowed), f"{path} imports {name}"
 
 
 def test_modules_import_in_one_direction():

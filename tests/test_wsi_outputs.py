@@ -613,7 +613,9 @@ def test_gallery_lists_the_most_extreme_ties_by_id(table):
 
 
 def test_density_counts_centroids_and_stays_small(table, monkeypatch):
+    assert gathered([table]).cell == 100  # 50 micrometres of 0.5 a px
     monkeypatch.setattr(totals, "_DENSITY_CELLS", 20)
+    monkeypatch.setattr(totals, "_DENSITY_CELL_UM", 1)
     found = gathered(parts(table, 50))
     assert found.cell == 9
     assert found.density.shape == (19, 17)

@@ -6,6 +6,7 @@ All of it is sums of whole numbers, so it does not depend on how the nuclei are 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ import numpy as np
 from dssnet_fast.wsi.results import Frame, NucleusTable
 
 GALLERY_SIZE = 24
-# Cells of the density map along the longer side of the analysed image.
+# Cells of the density map along the longer side of the analysed image, at most, and how small they
+# may be: some nuclei must fit into one for a density to mean something.
 _DENSITY_CELLS = 256
+_DENSITY_CELL_UM = 50
 # Means are of values in steps of 2**-20.
 _UNIT = 1 << 20
 
@@ -134,7 +137,10 @@ class Totals:
         self.area_um2 = Distribution(classes, frame.mpp**2, 1 << 16, whole=True)
         self.mean_od = Distribution(classes, 0.001, 1 << 12)
         self.eccentricity = Distribution(classes, 0.001, 1001)
-        self.cell = -(-max(frame.width, frame.height) // _DENSITY_CELLS)
+        self.cell = max(
+            -(-max(frame.width, frame.height) // _DENSITY_CELLS),
+            math.ceil(_DENSITY_CELL_UM / frame.mpp),
+        )
         self.density = np.zeros((-(-frame.height // self.cell), -(-frame.width // self.cell)), int)
         self.largest: list[Standout] = []
         self.darkest: list[Standout] = []
