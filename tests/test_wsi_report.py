@@ -226,9 +226,9 @@ def test_the_thumbnail_is_made_smaller_and_carries_the_density(tmp_path, table, 
     read = Reader(write(tmp_path / "a.html", gathered([table]), thumbnail))
     slide, density = read.all("img")
     assert decoded(slide["src"]).size == (1600, 1280)
-    # Cells of 100 px; the last ones reach over the end of 150 x 120.
-    assert decoded(density["src"]).size == (2, 2)
-    assert density["style"] == "width:133.3333%;height:166.6667%"
+    # Cells of 100 px; the lowest ones reach over the end of the image.
+    assert decoded(density["src"]).size == (3, 3)
+    assert density["style"] == "width:100.0000%;height:125.0000%"
     (box,) = read.all("rect", class_="unreadable")
     assert (box["x"], box["y"], box["width"], box["height"]) == ("20.0", "30.0", "20.0", "20.0")
 
