@@ -53,6 +53,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="instead of the contestants, the stages of the backend cpu beside the processor's "
         "peak, as Markdown",
     )
+    parser.add_argument(
+        "--slide",
+        type=Path,
+        metavar="FILE",
+        help="instead of the contestants, a whole slide from file to outputs in every precision, "
+        "beside what reading and network alone would allow, as Markdown",
+    )
     parser.add_argument("--list", action="store_true", help="show the names and stop")
     parser.add_argument("--rounds", type=int, default=5, help="each is timed in at least so many")
     parser.add_argument("--seconds", type=float, default=5.0, help="more rounds for so long")
@@ -80,6 +87,9 @@ def body(arguments: argparse.Namespace) -> None:
     if arguments.stages:
         print_stages(reference, arguments)
         return
+    if arguments.slide is not None:
+        print_slide(reference, arguments)
+        return
     arena = benchmark.Arena(reference, backends.find_device(arguments.device))
     chosen = choose(arena.contestants, arguments.only, arguments.skip)
     if arguments.list:
@@ -102,6 +112,48 @@ def body(arguments: argparse.Namespace) -> None:
             Path(temporary).write_text(form(results, about) + "\n")
     if arguments.plot is not None:
         bench_plot.draw(results, arguments.plot)
+
+
+def print_slide(reference, arguments: argparse.Namespace) -> None:
+    """Measure and print a whole slide, at its own resolution and without skipping anything.
+
+    Args:
+        reference: A network, or None for the packaged one.
+        arguments: The command's.
+
+    Raises:
+        InputError: It is no slide.
+    """
+    from dssnet_fast import backends, slide_speed, weights
+    from dssnet_fast.model import FastDSSNet
+    from dssnet_fast.slides.slide import open_slide
+    from dssnet_fast.wsi.options import Options
+
+    folded = FastDSSNet.pretrained(device="cpu").folded_weights()
+    if reference is not None:
+        folded = FastDSSNet.from_reference(reference, device="cpu").folded_weights()
+    else:
+        reference = weights.unfold(folded).float()
+    device = backends.find_device(arguments.device)
+    slide = open_slide(arguments.slide)
+    mpp, size = slide.mpp or 0.5, slide.levels[0]
+    slide.close()
+    options = Options(mpp=mpp, model_mpp=mpp, skip=False)
+    about = machine(device)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(f"{arguments.slide.name}, {size.width} x {size.height} px, rounds: {arguments.rounds}")
+    for precision in backends.PRECISIONS:
+        try:
+            net = FastDSSNet(folded, device, "auto", precision)
+        except backends.BackendUnavailable as error:
+            print(f"\n{precision}: {cli.one_line(error)}")
+            continue
+        if net.backend_name == "torch":
+            print(f"\n{precision}: no kernels of ours here")
+            continue
+        print(f"\nbackend {net.backend_name}, {precision}:\n")
+        speed = slide_speed.measure(net, reference, arguments.slide, options, arguments.rounds)
+        print(slide_speed.table(speed), flush=True)
 
 
 def print_stages(reference, arguments: argparse.Namespace) -> None:
