@@ -23,6 +23,10 @@ def pytest_report_header() -> str:
         absent.append("triton (its kernels are not compiled)")
     if "DSSNET_FAST_GOLDEN" not in os.environ:
         absent.append("DSSNET_FAST_GOLDEN (outputs of the released network are not compared)")
+    if "DSSNET_FAST_SLIDES" not in os.environ:
+        absent.append("DSSNET_FAST_SLIDES (a folder with CMU-1-Small-Region.svs; it is not read)")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        absent.append("chromium (the viewer's page is not tried)")
     return "dssnet_fast: absent here: " + ("; ".join(absent) or "nothing")
 
 

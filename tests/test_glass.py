@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from synthetic_slides import KINDS, make_slide
 
 from dssnet_fast.slides import glass
 from dssnet_fast.slides.glass import overview
 from dssnet_fast.slides.resampled import Resampled
 from dssnet_fast.slides.slide import Level, UnreadableRegion, at_level_0, open_slide
 from dssnet_fast.tiling import Box
+from synthetic_slides import KINDS, make_slide
 
 
 class Pixels:

@@ -17,7 +17,6 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
-from synthetic_slides import KINDS, make_slide
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.slides import tiff_reader
@@ -32,6 +31,7 @@ from dssnet_fast.slides.slide import (
     plausible_mpp,
 )
 from dssnet_fast.tiling import Box
+from synthetic_slides import KINDS, make_slide
 
 WIDTH, HEIGHT = 2503, 2101  # no multiples of 4, nor of tiles
 

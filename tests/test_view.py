@@ -25,7 +25,6 @@ import pytest
 import shapely
 import tifffile
 from PIL import Image
-from view_folder import COLOURS, REPORT, draw_slide, write_results, write_slide
 
 from dssnet_fast.nuclei import border, find_nuclei
 from dssnet_fast.python_ref.errors import InputError
@@ -40,6 +39,7 @@ from dssnet_fast.view.nucleus_table import read_polygon
 from dssnet_fast.view.server import make_server
 from dssnet_fast.view.slide_picture import SlidePicture
 from dssnet_fast.view.summary import read_result
+from view_folder import COLOURS, REPORT, draw_slide, write_results, write_slide
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 1330, 710

@@ -13,10 +13,10 @@ import threading
 
 import numpy as np
 import pytest
-from view_folder import CLASSES, draw_slide, write_results, write_slide
 
 from dssnet_fast.view.library import Library
 from dssnet_fast.view.server import make_server
+from view_folder import CLASSES, draw_slide, write_results, write_slide
 
 CHROMIUM = os.environ.get("DSSNET_FAST_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

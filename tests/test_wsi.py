@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 import tifffile
-from synthetic_slides import make_slide
 
 from dssnet_fast import FastDSSNet
 from dssnet_fast.nuclei import find_nuclei
@@ -27,6 +26,7 @@ from dssnet_fast.slides.slide import open_slide
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi import store
 from dssnet_fast.wsi.__main__ import main
+from synthetic_slides import make_slide
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = ("--model-mpp", "0.5")

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 import tifffile
-from slide_results import NAMES, DenseLabels, blobs, nuclei_of, parts, table_of
 
 from dssnet_fast import qupath
 from dssnet_fast.python_ref.errors import InputError
@@ -27,6 +26,7 @@ from dssnet_fast.wsi.parquet import ParquetWriter
 from dssnet_fast.wsi.results import Frame, NucleusTable
 from dssnet_fast.wsi.summary import summary, write_slides_csv
 from dssnet_fast.wsi.totals import Distribution, Totals
+from slide_results import NAMES, DenseLabels, blobs, nuclei_of, parts, table_of
 
 SCHEMA = json.loads((Path(__file__).parent / "qupath_schema.json").read_text())
 PROVENANCE = {"slide": 'a<b>"&é\x01.svs', "options": {"min_area": 1, "mpp": 0.25}, "tiles": [3, 4]}

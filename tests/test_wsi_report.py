@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from slide_results import blobs, nuclei_of, parts, table_of
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.wsi import charts
@@ -23,6 +22,7 @@ from dssnet_fast.wsi.report import write_report
 from dssnet_fast.wsi.results import Frame
 from dssnet_fast.wsi.summary import summary
 from dssnet_fast.wsi.totals import Distribution, Totals
+from slide_results import blobs, nuclei_of, parts, table_of
 
 NAMES = ("background", 'pale <b>"&é', "<script>alert(1)</script>")
 NAME = "</title><script>alert(2)</script>&é"
