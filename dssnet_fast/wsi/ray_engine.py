@@ -6,6 +6,7 @@ Slides must be readable under the same path on every node; results are written b
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import Future
 
 from dssnet_fast.python_ref.errors import InputError
@@ -80,6 +81,8 @@ def ray_workers(
         import ray
     except ImportError as error:
         raise InputError("--engine ray needs Ray: pip install 'dssnet_fast[ray]'") from error
+    # Nothing is sent to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         try:
             ray.init(
