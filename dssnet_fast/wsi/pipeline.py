@@ -30,8 +30,6 @@ from dssnet_fast.wsi.work import SlideWork, TileAnswer, TileTask
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Slides that stay open at once.
-_OPEN_SLIDES = 8
 # What cannot be read is looked for in parts down to this size, px of the analysed image.
 _SMALLEST_PART_PX = layout.CELL_PX
 _MOST_THREADS = 8
@@ -75,10 +73,11 @@ class Pipeline:
         self._net = net
         self._threads = threads
         self._timing = timing
-        self._slides = _OpenSlides()
+        # Each reader may be in a slide of its own; one more may have just been left.
+        self._slides = _OpenSlides(threads.readers + 1)
 
     def run(self, tasks: Iterable[TileTask]) -> Iterator[TileAnswer]:
-        """Answers in the order of the tasks. Errors are answers; only interruptions are raised."""
+        """Answers in the order of the tasks, but errors at once; only interruptions are raised."""
         waiting = iter(tasks)
         reading: deque[tuple[TileTask, Future[_Read]]] = deque()
         measuring: deque[tuple[TileTask, Future[bytes]]] = deque()
@@ -142,7 +141,9 @@ class Pipeline:
         try:
             with self._timing.work("network", len(batch) * _area(core)):
                 images = [with_channels(one.pixels, self._net.config.in_channels) for one in batch]
-                labels, probability = self._net.decide(np.stack(images), inside)
+                # One is not copied to become a batch.
+                stacked = images[0][None] if len(images) == 1 else np.stack(images)
+                labels, probability = self._net.decide(stacked, inside)
         except Exception as error:
             for one in batch:
                 yield one.task, error
@@ -188,7 +189,8 @@ class Pipeline:
 class _OpenSlides:
     """Slides that are being read, opened once; those not used for longest are closed first."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._open: OrderedDict[Path, tuple[Slide, Resampled]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -198,8 +200,8 @@ class _OpenSlides:
             if work.path not in self._open:
                 slide = open_slide(work.path)
                 self._open[work.path] = slide, Resampled(slide, work.mpp, work.slide_mpp)
-                # Its tiles are long done: a slide's tasks come one after another.
-                if len(self._open) > _OPEN_SLIDES:
+                # Nobody is in it: a slide's tasks come one after another.
+                if len(self._open) > self._limit:
                     self._open.popitem(last=False)[1][0].close()
             self._open.move_to_end(work.path)
             return self._open[work.path][1]
