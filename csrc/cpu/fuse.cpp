@@ -96,11 +96,12 @@ Fuse::Plan Fuse::plan(Range y, const Groups& groups, const Columns& columns, int
         plan.cells = {shuffled.first / PIXELS, (shuffled.last + PIXELS - 1) / PIXELS};
         return plan;
     }
-    // Rows of cells in which y reads values. In Winograd's form the rows of a cell read all that any of them does.
+    // Rows of cells in which y reads values. In Winograd's form the rows of a cell read all that any of them does. Of the
+    // first row it reads none that the row before has a part in, and of the last none that the next one has.
     const Range values = by_columns() ? Range{y.first / PIXELS - 1, (y.last + PIXELS - 1) / PIXELS + 1}
                                       : Range{(y.first + PIXELS - 1) / PIXELS - 1, y.last / PIXELS + 1};
     plan.first_value = std::max(values.first, 0);
-    plan.cells = Range{plan.first_value, std::min(values.last, height)}.wider(1, height);
+    plan.cells = {plan.first_value, std::min(values.last, height)};
     return plan;
 }
 

@@ -23,6 +23,7 @@ from dssnet_fast.backends.cuda import engine
 from dssnet_fast.backends.inputs import ALIGNMENT
 from dssnet_fast.checkpoint import from_state
 from dssnet_fast.python_ref.released import released_state
+from dssnet_fast.tiling import Box
 from networks import CONFIGS, noise, random_network
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -258,6 +259,16 @@ def test_infer_is_one_plan_on_the_callers_tensors(setup, kind, output):
     assert answer.dtype == expected.dtype
     assert torch.equal(answer, expected)
     assert setup.extension.plans == 1
+
+
+def test_a_core_is_one_plan_for_what_it_depends_on(setup):
+    image = images(2, 400, 24)[0]
+    # Two small blocks: 72 px.
+    labels, probability = setup.backend.decide(image, Box(160, 8, 176, 16))
+    assert setup.extension.plans == 1
+    logits = setup.expected.infer(image[:, 88:248], "logits")[:, 72:88, 8:16]
+    assert torch.equal(labels, logits.argmax(3).to(torch.uint8))
+    torch.testing.assert_close(probability, logits.softmax(3).amax(3))
 
 
 def test_stages_pad_and_crop_channels(setup):

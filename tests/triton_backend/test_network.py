@@ -51,6 +51,7 @@ def test_packaged_model_on_real_pixels():
 USER = """
 import torch
 from dssnet_fast import FastDSSNet
+from dssnet_fast.tiling import Box
 from networks import noise, random_network
 
 network = random_network(classes=2, blocks=1)
@@ -60,6 +61,9 @@ assert net.backend_name == "triton" and net.precision == "fp32"
 auto = FastDSSNet.from_reference(network, device="cpu")
 assert auto.backend_name in ("cpu", "torch"), auto
 assert (net.predict(image) == auto.predict(image)).all()
+core = Box(5, 9, 18, 30)
+(labels, probability), (wanted, close) = net.decide(image, core), auto.decide(image, core)
+assert (labels == wanted).all() and abs(probability - close).max() < 1e-5
 x = torch.rand(2, 3, 9, 17) - 0.5
 assert torch.allclose(net(x), auto(x), atol=1e-5)
 assert torch.allclose(torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x))
