@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.wsi.determinism import make_deterministic
+from dssnet_fast.wsi.memory import give_back_large_blocks
 from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.pipeline import Pipeline, Threads
 from dssnet_fast.wsi.timing import Timing
@@ -153,6 +154,7 @@ class PortableNet:
         """The network, in a process that it has for itself."""
         import torch
 
+        give_back_large_blocks()
         torch.set_num_threads(threads)
         net = self.kind(self.weights, device, self.backend, self.precision)
         if self.deterministic:

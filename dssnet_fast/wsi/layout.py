@@ -18,6 +18,23 @@ CELL_PX = CELL
 _WORTH = 0.95
 
 
+def tile_for(device: str) -> tuple[int, int]:
+    """Height and width of the largest tile on a kind of device, px.
+
+    On a CPU the context costs little, for only what the tile depends on is computed, and larger
+    tiles only take more memory. On a GPU the context is computed as well, and there is memory.
+    """
+    return (2048, 2048) if device == "cpu" else (4096, 4096)
+
+
+def check_tile(tile: tuple[int, int]) -> None:
+    """Raise InputError unless it is a height and a width of whole cells."""
+    if len(tile) != 2 or any(side < CELL_PX or side % CELL_PX for side in tile):
+        raise InputError(
+            f"tile must be a height and a width, multiples of {CELL_PX} px, got {tile}"
+        )
+
+
 def cut(
     wanted: np.ndarray, height: int, width: int, tile: tuple[int, int], context: int
 ) -> list[Box]:
@@ -34,11 +51,9 @@ def cut(
         By rows of blocks of at most `tile`, as equal as possible. No two overlap.
 
     Raises:
-        InputError: `tile` is no multiple of `CELL_PX`.
+        InputError: `tile` is no such pair.
     """
-    for side in tile:
-        if side < CELL_PX or side % CELL_PX:
-            raise InputError(f"tiles must have sides that are multiples of {CELL_PX}, got {side}")
+    check_tile(tile)
     found = []
     for top, bottom in spans(height, tile[0], CELL_PX):
         for left, right in spans(width, tile[1], CELL_PX):

@@ -28,7 +28,8 @@ class Options:
         skip: Whether empty glass is passed by.
         context: Px around a tile that are computed as well; None for as many as it takes to be
             exact.
-        tile: Height and width of the largest tile, px of the analysed image.
+        tile: Height and width of the largest tile, px of the analysed image; None for what suits
+            the device.
         min_area: Smallest nucleus, µm².
         simplify: How far outlines in GeoJSON may move to have fewer points, px of the analysed
             image.
@@ -46,7 +47,7 @@ class Options:
     region: str | None = None
     skip: bool = True
     context: int | None = None
-    tile: tuple[int, int] = (2048, 4096)
+    tile: tuple[int, int] | None = None
     min_area: float = 4.0
     simplify: float = 0.0
     origin: str = "bounds"
@@ -58,13 +59,8 @@ class Options:
                 check_mpp(getattr(self, name))
         if self.context is not None and (self.context < 0 or self.context != int(self.context)):
             raise InputError(f"context must be a whole number of px, 0 or more, got {self.context}")
-        if len(self.tile) != 2 or any(
-            side < layout.CELL_PX or side % layout.CELL_PX for side in self.tile
-        ):
-            raise InputError(
-                f"tile must be a height and a width, multiples of {layout.CELL_PX} px, "
-                f"got {self.tile}"
-            )
+        if self.tile is not None:
+            layout.check_tile(self.tile)
         for name in ("min_area", "simplify"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -74,7 +70,7 @@ class Options:
     def to_dict(self) -> dict[str, object]:
         """As JSON knows it; a file of annotations with its digest."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["tile"] = list(self.tile)
+        values["tile"] = self.tile and list(self.tile)
         if self.region is not None and Path(self.region).is_file():
             digest = hashlib.sha256(Path(self.region).read_bytes()).hexdigest()
             values["region"] = {"file": Path(self.region).name, "sha256": digest}

@@ -23,8 +23,9 @@ from dssnet_fast.wsi.options import Options
 from dssnet_fast.wsi.results import Frame
 from dssnet_fast.wsi.work import SlideWork
 
-# The network's grid: contexts are multiples of it.
-_GRID_PX = 8
+# Contexts are multiples of this. Maps have cells of 8 px, and the kernels of backend `cpu` compute
+# rows of them in groups of four in fp32; a tile's groups are the slide's, so its bits are, too.
+_GRID_PX = 32
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def _prepare(job: Job, slide: Slide, net: Network, options: Options) -> Prepared
         wanted = wanted & glance.occupied
     context = net.context_px if options.context is None else options.context
     context = -(-context // _GRID_PX) * _GRID_PX
+    tile = options.tile or layout.tile_for(net.device.type)
     work = SlideWork(
         path=job.path,
         mpp=model_mpp,
@@ -108,7 +110,7 @@ def _prepare(job: Job, slide: Slide, net: Network, options: Options) -> Prepared
     return Prepared(
         job=job,
         work=work,
-        cores=layout.cut(wanted, image.height, image.width, options.tile, context),
+        cores=layout.cut(wanted, image.height, image.width, tile, context),
         frame=frame,
         region=region,
         overview=glance,
