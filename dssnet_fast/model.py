@@ -378,7 +378,9 @@ class FastDSSNet(nn.Module):
             raise ValueError(f"image must have at least one pixel, got shape {shape}")
         if isinstance(batch, np.ndarray):
             # torch takes neither negative strides nor read-only memory without a warning.
-            batch = torch.from_numpy(np.array(batch, order="C", copy=True))
+            if not (batch.flags.c_contiguous and batch.flags.writeable):
+                batch = np.array(batch, order="C", copy=True)
+            batch = torch.from_numpy(batch)
         return batch
 
     # --- as a module -----------------------------------------------------------------------------

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openslide import OpenSlide
     from PIL import Image
 
-_CACHE_BYTES = 64 * 2**20  # of decoded tiles: neighbouring reads share their border
+_CACHE_BYTES = 24 * 2**20  # of decoded tiles: neighbouring reads share their border
 _BLOCK = 512
 _PLAIN_TIFFS = ("aperio", "generic-tiff")  # a level is a page, tile by tile
 _PROBE = 64  # px

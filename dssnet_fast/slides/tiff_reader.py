@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_CACHE_BYTES = 64 * 2**20  # of decoded segments, for each level
+_CACHE_BYTES = 24 * 2**20  # of decoded segments, for each level: what neighbouring tiles share
 _BIG_SEGMENT = 8 * 2**20  # bytes; decoded one at a time
 _LARGEST_SEGMENT = 2**30  # bytes
 _CONVERT = "convert the slide to a tiled 8-bit RGB TIFF, for instance with QuPath or libvips"
