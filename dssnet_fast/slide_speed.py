@@ -57,6 +57,8 @@ class SlideSpeed:
         end_to_end: A whole run, from the slide's file to all its outputs.
         reading: The tiles with their context, read and resampled, by as many threads.
         network: Labels of images as large as tiles, without context.
+        cores: The same with a tile's context around, computed for the tile only.
+        whole: The same, computed for all that is read.
         eager: The reference network in PyTorch, in the windows of the released script; the network
             alone.
         after: Share of a run's time (on all cores) that measuring, joining and writing take.
@@ -65,6 +67,8 @@ class SlideSpeed:
     end_to_end: Row
     reading: Row
     network: Row
+    cores: Row
+    whole: Row
     eager: Row | None
     after: float
 
@@ -91,25 +95,33 @@ def measure(
         rounds: How often.
     """
     prepared = prepare(Job(path, path.name, path.stem), net, options)
-    by_size = sorted(prepared.cores, key=lambda box: -box.height * box.width)
+    work = prepared.work
+    # Those with context on all sides, if there are any.
+    by_size = sorted(prepared.cores, key=lambda core: -_area(core.around(work.context, work.image)))
     cores = by_size[:_SAMPLES]
     slide = open_slide(path)
     try:
-        image = Resampled(slide, prepared.work.mpp, prepared.work.slide_mpp)
-        boxes = [core.around(prepared.work.context, prepared.work.image) for core in cores]
-        pixels = with_channels(image.read(cores[0]), net.config.in_channels)
-        found: dict[str, list[float]] = {"run": [], "read": [], "network": [], "eager": []}
+        image = Resampled(slide, work.mpp, work.slide_mpp)
+        boxes = [core.around(work.context, work.image) for core in cores]
+        read = with_channels(image.read(boxes[0]), net.config.in_channels)
+        core = cores[0].seen_from(boxes[0])
+        pixels = np.ascontiguousarray(read[cores[0].within(boxes[0])])
+        found: dict[str, list[float]] = {
+            name: [] for name in ("run", "read", "network", "cores", "whole", "eager")
+        }
         after = []
         for _ in range(rounds):
             fresh = open_slide(path)  # whatever was decoded has not been kept
             try:
-                again = Resampled(fresh, prepared.work.mpp, prepared.work.slide_mpp)
+                again = Resampled(fresh, work.mpp, work.slide_mpp)
                 seconds = _timed(_read_all, again, boxes)
             finally:
                 fresh.close()
             found["read"].append(seconds / _gigapixels(cores))
-            seconds = _timed(net.decide, pixels)
-            found["network"].append(seconds / _gigapixels(cores[:1]))
+            gigapixels = _gigapixels([core])
+            found["network"].append(_timed(net.decide, pixels) / gigapixels)
+            found["cores"].append(_timed(net.decide, read, core) / gigapixels)
+            found["whole"].append(_timed(net.decide, read) / gigapixels)
             if reference is not None:
                 part = pixels[:_EAGER_SIDE_PX, :_EAGER_SIDE_PX]
                 seconds = _timed(_eager, reference, part)
@@ -118,7 +130,7 @@ def measure(
                 outcomes, account = analyse(net, [path], Path(folder), options)
             if outcomes[0].status != "done":
                 raise RuntimeError(f"{path}: {outcomes[0].reason}")
-            analysed = prepared.work.wanted.mean() * account["gigapixels"]
+            analysed = work.wanted.mean() * account["gigapixels"]
             found["run"].append(account["seconds"] / analysed)
             stages = account["stages"]
             rest = sum(
@@ -133,6 +145,8 @@ def measure(
         end_to_end=Row("a slide, from file to outputs", found["run"]),
         reading=Row("reading alone", found["read"]),
         network=Row("network alone, without context", found["network"]),
+        cores=Row("network alone, a tile within its context", found["cores"]),
+        whole=Row("network alone, a tile and its context, cropped", found["whole"]),
         eager=Row("reference in PyTorch, released script's windows, network alone", found["eager"])
         if reference is not None
         else None,
@@ -146,8 +160,12 @@ def _timed(work: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - begun
 
 
+def _area(box: Box) -> int:
+    return box.height * box.width
+
+
 def _gigapixels(boxes: Sequence[Box]) -> float:
-    return sum(box.height * box.width for box in boxes) / 1e9
+    return sum(map(_area, boxes)) / 1e9
 
 
 def _read_all(image: Resampled, boxes: Sequence[Box]) -> None:
@@ -173,7 +191,7 @@ def _eager(reference: nn.Module, pixels: np.ndarray) -> None:
 
 def table(speed: SlideSpeed) -> str:
     """As Markdown."""
-    rows = [speed.end_to_end, speed.reading, speed.network]
+    rows = [speed.end_to_end, speed.reading, speed.network, speed.cores, speed.whole]
     if speed.eager is not None:
         rows.append(speed.eager)
     lines = ["| what | s/Gpx | beside the whole run |", "|---|---:|---:|"]

@@ -210,7 +210,7 @@ void Fuse::Run::values_row(int row) {
             fuse_.smooth_[product].row(&line, &here, factors_.stride(), units_, finish, block, block + 1);
         }
         const int count = first.block_sizes()[block];
-        fuse_.kernels_.combine(products_, begin, count, units_, cells, fuse_.smooth_slope_, fused, values);
+        fuse_.kernels_.combine(products_, begin, count, units_, cells, fuse_.smooth_slope_, values);
     }
 }
 

@@ -129,7 +129,7 @@ struct Kernels {
                     int units, int cells, const NinePacked&);
 
     // A cell's nine values from nine products [9][count][16 * units] of outputs [first, first + count).
-    void (*combine)(const float* products, int first, int count, int units, int cells, float slope, int outputs,
+    void (*combine)(const float* products, int first, int count, int units, int cells, float slope,
                     const NinePacked&);
 
     // A row of answers, 8 * cells pixels, from logits [pair of phases][phase of the pair][class][cells].

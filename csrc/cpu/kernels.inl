@@ -129,7 +129,7 @@ struct Packing {
     float inverse_step;
     uint32_t* row;     // cell 0 of the first group
     ptrdiff_t stride;  // between groups
-    int channels, cells, units;
+    int cells, units;
     float lowest = -127;  // of int8
 };
 
@@ -153,9 +153,10 @@ inline void pack(const Floats* values, int first, int count, int unit, const Pac
                 }
         }
         store(run, only_first(left, word, zero));
-        // Zeros before the first cell and after the last of the last group.
+        // Zeros before the first cell and after the last. What follows is the next group's pad, which that group does
+        // not write where only columns further right are wanted; or cells that nobody wants.
         if (unit == 0) store(run - PAD, zero);
-        if (unit == to.units - 1 && first + n + channels_per_word(to.type) >= to.channels) store(run + UNIT, zero);
+        if (unit == to.units - 1) store(run + UNIT, zero);
     }
 }
 
@@ -194,7 +195,7 @@ void finish_unit(const uint32_t* sums, ptrdiff_t stride, int first, int count, i
 }
 
 inline Packing packing_of(const Finish& f, int units) {
-    return {f.packed_type, f.inverse_step, f.packed, f.packed_stride, f.outputs, f.cells, units};
+    return {f.packed_type, f.inverse_step, f.packed, f.packed_stride, f.cells, units};
 }
 
 template <class Dot, int U, bool integers>
@@ -378,7 +379,7 @@ template <class Value>
 void image_row(int channels, int cells, Type type, uint32_t* row, ptrdiff_t stride, Value value) {
     const int units = (cells + UNIT - 1) / UNIT;
     // Byte 0 is -128.
-    Packing packing = {type, 128.0f, row, stride, channels, cells, units, -128.0f};
+    Packing packing = {type, 128.0f, row, stride, cells, units, -128.0f};
     for (int phase = 0; phase < PHASES; ++phase, packing.row += words_for(channels, type) * stride) {
         for (int unit = 0; unit < units; ++unit) {
             Floats values[4];
@@ -432,15 +433,15 @@ void pool(const float* row, int phases, size_t words, bool maximum, float* resul
     }
 }
 
-inline Packing packing_of(const NinePacked& to, int map, int channels, int cells, int units) {
-    return {to.type, to.inverse_steps[map], to.maps[map], to.stride, channels, cells, units};
+inline Packing packing_of(const NinePacked& to, int map, int cells, int units) {
+    return {to.type, to.inverse_steps[map], to.maps[map], to.stride, cells, units};
 }
 
 void factors(const float* before, const float* here, const float* after, int channels, ptrdiff_t stride, int units,
              int cells, const NinePacked& to) {
     constexpr int TOGETHER = 4;  // whole words of every type
     Packing packings[9];
-    for (int map = 0; map < 9; ++map) packings[map] = packing_of(to, map, channels, cells, units);
+    for (int map = 0; map < 9; ++map) packings[map] = packing_of(to, map, cells, units);
     for (int first = 0; first < channels; first += TOGETHER) {
         const int count = channels - first < TOGETHER ? channels - first : TOGETHER;
         for (int unit = 0; unit < units; ++unit) {
@@ -467,11 +468,11 @@ void factors(const float* before, const float* here, const float* after, int cha
     }
 }
 
-void combine(const float* products, int first, int count, int units, int cells, float slope, int outputs,
+void combine(const float* products, int first, int count, int units, int cells, float slope,
              const NinePacked& to) {
     const ptrdiff_t stride = units * UNIT, plane = WIDEST_BLOCK * stride;
     Packing packings[9];
-    for (int map = 0; map < 9; ++map) packings[map] = packing_of(to, map, outputs, cells, units);
+    for (int map = 0; map < 9; ++map) packings[map] = packing_of(to, map, cells, units);
     for (int unit = 0; unit < units; ++unit) {
         Floats values[9][WIDEST_BLOCK];
         for (int n = 0; n < count; ++n) {

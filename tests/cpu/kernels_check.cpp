@@ -450,8 +450,8 @@ void check_nine(Check& check) {
         for (std::vector<float>& product : products) product = random_floats(9 * WIDEST_BLOCK * WIDTH);
         const float slope = 0.125f;
         constexpr int FIRST = 8;
-        check.kernels.combine(products[0].data(), 0, FIRST, UNITS, CELLS, slope, CHANNELS, to);
-        check.kernels.combine(products[1].data(), FIRST, CHANNELS - FIRST, UNITS, CELLS, slope, CHANNELS, to);
+        check.kernels.combine(products[0].data(), 0, FIRST, UNITS, CELLS, slope, to);
+        check.kernels.combine(products[1].data(), FIRST, CHANNELS - FIRST, UNITS, CELLS, slope, to);
         compare([&](int map, int channel, int cell) {
             const std::vector<float>& of = products[channel >= FIRST];
             const auto product = [&](int i) { return double(of[(i * WIDEST_BLOCK + channel % FIRST) * WIDTH + cell]); };
