@@ -72,10 +72,9 @@ class SlideSpeed:
     eager: Row | None
     after: float
 
-    @property
-    def of_ceiling(self) -> float:
-        """The run's speed as a share of the lower of what reading and network alone would do."""
-        return max(self.reading.median, self.network.median) / self.end_to_end.median
+    def share_of(self, network: Row) -> float:
+        """The run's speed as a share of the lower of what reading and that network would do."""
+        return max(self.reading.median, network.median) / self.end_to_end.median
 
 
 def measure(
@@ -200,7 +199,8 @@ def table(speed: SlideSpeed) -> str:
         for row in rows
     ]
     lines.append(
-        f"\n{speed.of_ceiling:.0%} of the lower ceiling; measuring, joining and writing take "
-        f"{speed.after:.1%} of the run's time on all cores."
+        f"\nThe run reaches {speed.share_of(speed.cores):.0%} of the network's speed on its tiles, "
+        f"{speed.share_of(speed.network):.0%} of that without context; measuring, joining and "
+        f"writing take {speed.after:.1%} of its time on all cores."
     )
     return "\n".join(lines)
