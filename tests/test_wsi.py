@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+import shapely.affinity
 import tifffile
 
 from dssnet_fast import FastDSSNet
@@ -253,6 +254,27 @@ def test_a_lost_worker_loses_no_result(done, slide, tmp_path, monkeypatch):
     assert results(tmp_path) == results(done)
 
 
+def test_a_lost_worker_of_ray_loses_no_result(done, slide, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    from dssnet_fast.wsi import ray_engine
+
+    submit = ray_engine.RayWorker.submit
+    lost = []
+
+    def submit_and_kill(self, group):
+        future = submit(self, group)
+        if not lost:
+            lost.append(self)
+            ray.kill(self._actor)
+        return future
+
+    monkeypatch.setattr(ray_engine.RayWorker, "submit", submit_and_kill)
+    arguments = (slide, "--out", tmp_path, *SCALE, *TILES, "--no-skip", "--engine", "ray")
+    assert run(*arguments) == 0
+    assert lost
+    assert results(tmp_path) == results(done)
+
+
 def test_workers_leave_with_their_parent(slide, tmp_path):
     arguments = [slide, "--out", tmp_path, *SCALE, *TILES, "--no-skip", "--workers", "2"]
     process = subprocess.Popen(
@@ -366,6 +388,30 @@ def test_slides_are_brought_to_the_scale_of_the_model(slide, tmp_path):
             shapely.from_wkb(table["geometry"]), table["area_um2"], strict=True
         ):
             assert polygon.area * 0.25 == pytest.approx(area)
+
+
+def test_coordinates_begin_where_qupath_shows_the_slide(done, slide, tmp_path, monkeypatch):
+    """As for MIRAX, of which QuPath shows a part."""
+    from dssnet_fast.wsi import prepare
+
+    def open_with_bounds(path):
+        opened = open_slide(path)
+        opened.bounds = Box(40, 100, HEIGHT, WIDTH)
+        return opened
+
+    monkeypatch.setattr(prepare, "open_slide", open_with_bounds)
+    expected = pq.read_table(done / "cells.parquet").to_pydict()
+    for origin, x, y in (("bounds", 100, 40), ("level0", 0, 0)):
+        out = tmp_path / origin
+        assert run(slide, "--out", out, *SCALE, *TILES, "--no-skip", "--origin", origin) == 0
+        found = pq.read_table(out / "cells.parquet").to_pydict()
+        np.testing.assert_allclose(np.array(found["x"]) + x, expected["x"], rtol=1e-12)
+        np.testing.assert_allclose(np.array(found["y"]) + y, expected["y"], rtol=1e-12)
+        summary = json.loads((out / "cells.json").read_text())
+        assert summary["origin"] == [x, y]
+        (first, *_), (whole, *_) = features(out), features(done)
+        moved = shapely.affinity.translate(shapely.geometry.shape(first["geometry"]), x, y)
+        assert shapely.equals(moved, shapely.geometry.shape(whole["geometry"]))
 
 
 def test_a_slide_from_python(slide, net, done, tmp_path):
