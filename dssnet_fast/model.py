@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dssnet_fast import backends, weights
 from dssnet_fast.backends import Backend
 from dssnet_fast.checkpoint import Checkpoint, from_state, read_checkpoint
+from dssnet_fast.cli import need_packages
 from dssnet_fast.operators import Operators, describe, remember
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
@@ -301,9 +302,13 @@ class FastDSSNet(nn.Module):
             What `NAME.json` holds: counts, scale, the names of the result files.
 
         Raises:
-            InputError: The slide cannot be read or does not say how large its pixels are.
+            InputError: The slide cannot be read or does not say how large its pixels are, or the
+                extra `wsi` is not installed.
             OSError: Results cannot be written.
         """
+        from dssnet_fast.wsi import PACKAGES
+
+        need_packages("wsi", PACKAGES)
         from dssnet_fast.wsi.analysis import segment_slide
 
         return segment_slide(self, path, out, **options)

@@ -575,7 +575,7 @@ def test_a_folder_that_cannot_be_written(slide, capsys):
     assert "/proc/nowhere" in error_of(capsys)
 
 
-def test_missing_packages_are_named(slide, tmp_path, capsys, monkeypatch):
+def test_missing_packages_are_named(slide, net, tmp_path, capsys, monkeypatch):
     import importlib.util
 
     find = importlib.util.find_spec
@@ -584,3 +584,5 @@ def test_missing_packages_are_named(slide, tmp_path, capsys, monkeypatch):
     )
     assert main([str(slide), "--out", str(tmp_path)]) == 1
     assert "pip install 'dssnet_fast[wsi]'" in error_of(capsys)
+    with pytest.raises(InputError, match="openslide: not installed"):
+        net.segment_slide(slide, tmp_path)

@@ -43,6 +43,7 @@ def _port(text: str) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
+    cli.need_packages("wsi", ("openslide", "pyarrow"))
     from dssnet_fast.view.library import Library
     from dssnet_fast.view.server import make_server
 

@@ -5,3 +5,6 @@
 A slide is cut into tiles; each tile's nuclei are found, measured and stored; what tiles cut is
 joined; then the outputs are written in one pass over what was stored.
 """
+
+# What the extra `wsi` brings, by the names that are imported.
+PACKAGES = ("openslide", "orjson", "pyarrow", "shapely")

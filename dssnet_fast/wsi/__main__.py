@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
 from dssnet_fast.loading import add_network_options, load_net
+from dssnet_fast.wsi import PACKAGES
 
 if TYPE_CHECKING:
     from dssnet_fast.wsi.run import SlideOutcome
@@ -130,7 +131,7 @@ def _positive(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     cli.silence_decoders()
-    cli.need_packages("wsi", ("openslide", "pyarrow", "orjson", "shapely"))
+    cli.need_packages("wsi", PACKAGES)
     from dssnet_fast.wsi.account import table
     from dssnet_fast.wsi.analysis import TABLE, Machines, analyse
     from dssnet_fast.wsi.memory import give_back_large_blocks
