@@ -448,6 +448,7 @@ setup(
         "dssnet_fast.slides",
         "dssnet_fast.view",
         "dssnet_fast.wsi",
+        "dssnet_fast.wsi.writers",
     ],
     package_dir={
         "dssnet_fast": "dssnet_fast",

@@ -184,11 +184,11 @@ def test_a_million_nuclei_in_bounded_memory_and_linear_time(tmp_path):
 
 
 def write_all(folder: Path, tiles: int) -> dict:
-    from dssnet_fast.wsi.geojson import GeoJsonWriter
-    from dssnet_fast.wsi.label_images import write_label_images
-    from dssnet_fast.wsi.parquet import ParquetWriter
     from dssnet_fast.wsi.results import Frame
-    from dssnet_fast.wsi.totals import Totals
+    from dssnet_fast.wsi.writers.geojson import GeoJsonWriter
+    from dssnet_fast.wsi.writers.label_images import write_label_images
+    from dssnet_fast.wsi.writers.parquet import ParquetWriter
+    from dssnet_fast.wsi.writers.totals import Totals
 
     side = 2048
     frame = Frame(side * (tiles // 8), side * 8, 0.5, 1.0)

@@ -19,13 +19,13 @@ import tifffile
 
 from dssnet_fast import qupath
 from dssnet_fast.python_ref.errors import InputError
-from dssnet_fast.wsi import geojson, label_images, parquet, polygons, totals
-from dssnet_fast.wsi.geojson import GeoJsonWriter
-from dssnet_fast.wsi.label_images import write_label_images
-from dssnet_fast.wsi.parquet import ParquetWriter
 from dssnet_fast.wsi.results import Frame, NucleusTable
-from dssnet_fast.wsi.summary import summary, write_slides_csv
-from dssnet_fast.wsi.totals import Distribution, Totals
+from dssnet_fast.wsi.writers import geojson, label_images, parquet, polygons, totals
+from dssnet_fast.wsi.writers.geojson import GeoJsonWriter
+from dssnet_fast.wsi.writers.label_images import write_label_images
+from dssnet_fast.wsi.writers.parquet import ParquetWriter
+from dssnet_fast.wsi.writers.summary import summary, write_slides_csv
+from dssnet_fast.wsi.writers.totals import Distribution, Totals
 from slide_results import NAMES, DenseLabels, blobs, nuclei_of, parts, table_of
 
 SCHEMA = json.loads((Path(__file__).parent / "qupath_schema.json").read_text())

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from dssnet_fast.python_ref.errors import InputError
-from dssnet_fast.wsi import charts
-from dssnet_fast.wsi.report import write_report
 from dssnet_fast.wsi.results import Frame
-from dssnet_fast.wsi.summary import summary
-from dssnet_fast.wsi.totals import Distribution, Totals
+from dssnet_fast.wsi.writers import charts
+from dssnet_fast.wsi.writers.report import write_report
+from dssnet_fast.wsi.writers.summary import summary
+from dssnet_fast.wsi.writers.totals import Distribution, Totals
 from slide_results import blobs, nuclei_of, parts, table_of
 
 NAMES = ("background", 'pale <b>"&é', "<script>alert(1)</script>")

@@ -19,8 +19,8 @@ from dssnet_fast.wsi.options import Options
 from dssnet_fast.wsi.pipeline import Threads
 from dssnet_fast.wsi.run import Progress, SlideOutcome, SlideRun
 from dssnet_fast.wsi.store import only_run
-from dssnet_fast.wsi.summary import write_slides_csv
 from dssnet_fast.wsi.timing import Timing
+from dssnet_fast.wsi.writers.summary import write_slides_csv
 
 TABLE = "slides.csv"
 

@@ -12,19 +12,19 @@ from dssnet_fast.slides.slide import UnreadableRegion, open_slide
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi import layout
 from dssnet_fast.wsi.agreement import agreement
-from dssnet_fast.wsi.geojson import GeoJsonWriter
-from dssnet_fast.wsi.label_images import write_label_images
 from dssnet_fast.wsi.network import Network
 from dssnet_fast.wsi.options import Options
-from dssnet_fast.wsi.parquet import ParquetWriter
 from dssnet_fast.wsi.prepare import Prepared
-from dssnet_fast.wsi.report import write_report
 from dssnet_fast.wsi.stitch import Stitched
 from dssnet_fast.wsi.store import SlideStore
-from dssnet_fast.wsi.summary import summary
 from dssnet_fast.wsi.tile_nuclei import TileFile
 from dssnet_fast.wsi.timing import Timing
-from dssnet_fast.wsi.totals import Totals
+from dssnet_fast.wsi.writers.geojson import GeoJsonWriter
+from dssnet_fast.wsi.writers.label_images import write_label_images
+from dssnet_fast.wsi.writers.parquet import ParquetWriter
+from dssnet_fast.wsi.writers.report import write_report
+from dssnet_fast.wsi.writers.summary import summary
+from dssnet_fast.wsi.writers.totals import Totals
 
 
 def write_outputs(

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import shapely
 
 from dssnet_fast.python_ref.files import atomic_write
-from dssnet_fast.wsi import provenance as provenances
-from dssnet_fast.wsi.polygons import written_polygons
 from dssnet_fast.wsi.results import Frame, NucleusTable
+from dssnet_fast.wsi.writers import provenance as provenances
+from dssnet_fast.wsi.writers.polygons import written_polygons
 
 ROW_GROUP = 65_536
 _LITTLE_ENDIAN = 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dssnet_fast.python_ref.files import atomic_write
 from dssnet_fast.qupath import CLASS_COLOURS
-from dssnet_fast.wsi.totals import Distribution, Standout, Totals
+from dssnet_fast.wsi.writers.totals import Distribution, Standout, Totals
 
 FORMAT = "dssnet_fast.slide"
 VERSION = 1

@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from dssnet_fast.wsi.totals import Distribution
+from dssnet_fast.wsi.writers.totals import Distribution
 
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 24, 36

@@ -12,9 +12,9 @@ import orjson
 
 from dssnet_fast.python_ref.files import atomic_write
 from dssnet_fast.qupath import classification, nucleus_uuids
-from dssnet_fast.wsi import provenance as provenances
-from dssnet_fast.wsi.polygons import written_outlines
 from dssnet_fast.wsi.results import Frame, NucleusTable
+from dssnet_fast.wsi.writers import provenance as provenances
+from dssnet_fast.wsi.writers.polygons import written_outlines
 
 # Level 6 takes twice as long for a tenth less, level 1 a fifth less for a third more.
 _COMPRESSION_LEVEL = 4

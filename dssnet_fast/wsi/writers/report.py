@@ -11,11 +11,11 @@ import numpy as np
 from dssnet_fast import __version__
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.files import atomic_write
-from dssnet_fast.wsi import charts
-from dssnet_fast.wsi import provenance as provenances
-from dssnet_fast.wsi.report_style import CSS, JS
-from dssnet_fast.wsi.summary import density_per_mm2
-from dssnet_fast.wsi.totals import Standout, Totals
+from dssnet_fast.wsi.writers import charts
+from dssnet_fast.wsi.writers import provenance as provenances
+from dssnet_fast.wsi.writers.report_style import CSS, JS
+from dssnet_fast.wsi.writers.summary import density_per_mm2
+from dssnet_fast.wsi.writers.totals import Standout, Totals
 
 _THUMBNAIL_PX = 1600
 # The slide's picture is not shown higher than this, in CSS px.

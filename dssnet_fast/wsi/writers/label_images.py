@@ -19,8 +19,8 @@ import numpy as np
 
 from dssnet_fast import __version__
 from dssnet_fast.python_ref.files import atomic_write
-from dssnet_fast.wsi import provenance as provenances
 from dssnet_fast.wsi.results import Frame, LabelledRuns, Labels
+from dssnet_fast.wsi.writers import provenance as provenances
 
 TILE = 512
 # A pyramid ends with the first level that is not larger than this.
