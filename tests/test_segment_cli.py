@@ -43,14 +43,16 @@ class ThresholdNet:
         self.seconds = seconds
         self.images = []
 
-    def predict(self, image, output="labels"):
-        assert output == "logits"
+    def decide(self, image, core):
         assert image.shape[2] == self.config.in_channels
         self.images.append(image.shape)
         time.sleep(self.seconds)
         value = image.astype(np.float32).mean(axis=2)
         zero = np.zeros_like(value)
-        return np.stack([zero, (value - 100) / 50, (value - 180) / 20], axis=2)
+        logits = np.stack([zero, (value - 100) / 50, (value - 180) / 20], axis=2)
+        logits = logits[core.top : core.bottom, core.left : core.right]
+        highest = logits.max(axis=2, keepdims=True)
+        return logits.argmax(axis=2).astype(np.uint8), 1 / np.exp(logits - highest).sum(axis=2)
 '''
 exec(THRESHOLD_NET)  # defines ThresholdNet
 
@@ -82,7 +84,7 @@ def folder(tmp_path):
 @pytest.fixture
 def net(monkeypatch):
     made = ThresholdNet()  # noqa: F821
-    monkeypatch.setattr(segment, "_load_net", lambda arguments: made)
+    monkeypatch.setattr(segment, "load_net", lambda arguments: made)
     return made
 
 
@@ -173,16 +175,16 @@ def test_bad_files_are_reported_and_the_rest_goes_on(folder, tmp_path, net, caps
 
 
 def test_a_fault_of_the_network_fails_one_image_only(folder, tmp_path, net, capsys, monkeypatch):
-    sane = net.predict
+    sane = net.decide
 
-    def predict(image, output):
+    def decide(image, core):
         if np.array_equal(image, picture(2)):
             raise RuntimeError("kernel\nfell over")
         if np.array_equal(image, picture(3)):
             raise MemoryError
-        return sane(image, output)
+        return sane(image, core)
 
-    monkeypatch.setattr(net, "predict", predict)
+    monkeypatch.setattr(net, "decide", decide)
     assert run(folder, "--out", tmp_path / "out", "--json") == 1
     results = {result["image"]: result for result in summary_of(capsys)["results"]}
     assert results["image2.png"]["reason"].startswith("RuntimeError: kernel fell over")
@@ -207,7 +209,7 @@ def test_tiles_give_the_same_files(folder, tmp_path, net):
 
 def test_a_network_for_gray_images(folder, tmp_path, monkeypatch):
     net = ThresholdNet(channels=1)  # noqa: F821
-    monkeypatch.setattr(segment, "_load_net", lambda arguments: net)
+    monkeypatch.setattr(segment, "load_net", lambda arguments: net)
     assert run(folder, "--out", tmp_path / "out") == 0
     assert {shape[2] for shape in net.images} == {1}
 
@@ -285,13 +287,13 @@ def test_no_old_record_vouches_for_results_that_are_being_redone(
 ):
     out = tmp_path / "out"
     assert run(folder / "image1.png", "--out", out) == 0
-    sane, left = net.predict, []
+    sane, left = net.decide, []
 
-    def predict(image, output):
+    def decide(image, core):
         left.extend(path for path in out.rglob("image1*") if path.is_file())
-        return sane(image, output)
+        return sane(image, core)
 
-    monkeypatch.setattr(net, "predict", predict)
+    monkeypatch.setattr(net, "decide", decide)
     assert run(folder / "image1.png", "--out", out, "--min-area", "3") == 0
     assert left == []
     assert len(list(out.rglob("image1*"))) == 5
@@ -309,7 +311,7 @@ def test_an_image_that_breaks_loses_its_results(folder, tmp_path, net):
 def start(folder, out, seconds):
     script = THRESHOLD_NET + (
         "\nimport sys\nfrom dssnet_fast import segment\n"
-        f"segment._load_net = lambda arguments: ThresholdNet(seconds={seconds})\n"
+        f"segment.load_net = lambda arguments: ThresholdNet(seconds={seconds})\n"
         f"sys.exit(segment.main([{str(folder)!r}, '--out', {str(out)!r}]))\n"
     )
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
@@ -347,20 +349,20 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, net, capsys):
 
 
 def test_a_run_that_is_interrupted_goes_on(folder, tmp_path, net, monkeypatch):
-    sane, lock, calls = net.predict, threading.Lock(), []
+    sane, lock, calls = net.decide, threading.Lock(), []
 
-    def predict(image, output):
+    def decide(image, core):
         with lock:
             calls.append(1)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-        return sane(image, output)
+        return sane(image, core)
 
-    monkeypatch.setattr(net, "predict", predict)
+    monkeypatch.setattr(net, "decide", decide)
     assert run(folder, "--out", tmp_path / "out") == 130
     assert not (tmp_path / "out" / "nuclei.csv").exists()
     assert run(folder, "--out", tmp_path / "out") == 0
-    monkeypatch.setattr(net, "predict", sane)
+    monkeypatch.setattr(net, "decide", sane)
     assert run(folder, "--out", tmp_path / "fresh") == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
@@ -437,7 +439,7 @@ def test_out_must_not_be_the_input_folder(folder, net, capsys):
     before = contents(folder)
     for paths in ([folder], sorted(folder.iterdir())):
         assert run(*paths, "--out", folder) == 1
-        assert "must be another folder than that of the images" in error_of(capsys)
+        assert "must be another folder than that of the inputs" in error_of(capsys)
     assert contents(folder) == before
 
 
