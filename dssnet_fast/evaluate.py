@@ -193,7 +193,7 @@ def _summary(
         "networks": [
             {
                 "name": contender.name,
-                "source_sha256": contender.net.source_digest,
+                "model_sha256": contender.net.digest,
                 "backend": str(contender.net.backend_name),
                 "device": str(contender.net.device),
                 "precision": str(contender.net.precision),

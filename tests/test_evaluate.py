@@ -25,7 +25,7 @@ class ThresholdNet:
 
     context_px = 8
     device = "cpu"
-    source_digest = "d" * 64
+    digest = "d" * 64
 
     def __init__(self, limit, names=("background", "nucleus"), channels=3):
         self.limit, self.class_names = limit, names
@@ -132,6 +132,7 @@ def test_numbers_are_those_of_metrics_by_hand(data, capsys):
     assert scores["aji"] == pytest.approx(total.aji, abs=1e-12)
     assert scores["classes"]["nucleus"]["ap"] == scores["ap"]
     assert scores["agreement"] == 1
+    assert network["model_sha256"] == "d" * 64
 
 
 def test_kinds_and_worst(data, capsys):
