@@ -88,12 +88,26 @@ def write_overlay(path: str | os.PathLike, image: np.ndarray, nuclei: Nuclei) ->
 
 def draw_overlay(image: np.ndarray, nuclei: Nuclei) -> np.ndarray:
     """The picture that `write_overlay` writes, uint8 [h, w, 3]."""
+    return draw_outlines(image, nuclei.instances, nuclei.class_index)
+
+
+def draw_outlines(image: np.ndarray, instances: np.ndarray, class_index: np.ndarray) -> np.ndarray:
+    """Instances outlined on their image, as `write_overlay` does.
+
+    Args:
+        image: uint8 [H, W, 3] or [H, W, 1].
+        instances: integer [H, W], 0 for background; the ids are 1 to N.
+        class_index: integer [N], their classes.
+
+    Returns:
+        uint8 [h, w, 3].
+    """
     from PIL import Image
     from scipy.ndimage import maximum_filter
 
     factor = -(-max(image.shape[:2]) // OVERLAY_MAX_SIDE_PX)
     picture = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0]).convert("RGB")
-    lines = _edge_classes(nuclei)
+    lines = _edge_classes(instances, class_index)
     if factor > 1:
         picture = picture.reduce(factor)
         lines = _reduce_by_maximum(lines, factor)
@@ -175,6 +189,16 @@ def write_table(path: str | os.PathLike, rows: Iterable[str]) -> None:
         file.writelines(rows)
 
 
+def write_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as an RGB PNG."""
+    _write(path, _png(picture))
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write text as a UTF-8 file, its line ends as they are."""
+    _write(path, text.encode())
+
+
 def write_json(path: str | os.PathLike, values: object) -> None:
     """Write plain values as a JSON file."""
     _write(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
@@ -194,11 +218,11 @@ def _png(pixels: np.ndarray, **compression: int) -> bytes:
     return made.getvalue()
 
 
-def _edge_classes(nuclei: Nuclei) -> np.ndarray:
+def _edge_classes(instances: np.ndarray, class_index: np.ndarray) -> np.ndarray:
     """uint8 [H, W]: the class at pixels on a nucleus's border, 0 elsewhere."""
-    lines = np.zeros(nuclei.instances.shape, np.uint8)
-    at = border(nuclei.instances)
-    lines[at] = nuclei.class_index[nuclei.instances[at] - 1]
+    lines = np.zeros(instances.shape, np.uint8)
+    at = border(instances)
+    lines[at] = class_index[instances[at] - 1]
     return lines
 
 

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from .errors import InputError
 from .images import IMAGE_SUFFIXES, find_images, read_image, read_labels
-from .losses import IGNORE
 
 LABEL_FOLDERS = ("labels", "masks")
 LABEL_KINDS = ("instances", "classes")
+IGNORE = -1  # class of pixels that no loss of labels counts
 UNLABELLED = 255  # class maps may mark pixels that nobody classified
 CACHE_LIMIT_BYTES = 4 << 30
 _MOST_PROBLEMS_SHOWN = 20
@@ -119,6 +119,27 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
+def read_pair(pair: Pair, channels: int, labelling: Labelling) -> tuple[np.ndarray, np.ndarray]:
+    """Read and check an image with its labels.
+
+    Returns:
+        Image uint8 [H, W, channels] and labels int32 [H, W].
+
+    Raises:
+        InputError: A file cannot be read, their sizes differ, or labels are out of range.
+    """
+    image, labels = read_image(pair.image, channels=channels), read_labels(pair.label)
+    if image.shape[:2] != labels.shape:
+        height, width = image.shape[:2]
+        raise InputError(
+            f"{pair.label}: is {labels.shape[1]}x{labels.shape[0]} but its image "
+            f"{pair.image.name} is {width}x{height}"
+        )
+    if problem := labelling.problem(labels):
+        raise InputError(f"{pair.label}: {problem}")
+    return image, labels
+
+
 def split(pairs: list[Pair], validation: float) -> tuple[list[Pair], list[Pair]]:
     """Divide pairs into training and validation by a hash of their names.
 
@@ -179,20 +200,11 @@ class Samples:
         problems = []
         for index, pair in enumerate(progress(self.pairs)):
             try:
-                image, labels = self._read(pair)
+                image, labels = read_pair(pair, channels, labelling)
             except InputError as error:
                 problems.append(str(error))
                 continue
-            if image.shape[:2] != labels.shape:
-                height, width = image.shape[:2]
-                problems.append(
-                    f"{pair.label}: is {labels.shape[1]}x{labels.shape[0]} but its image "
-                    f"{pair.image.name} is {width}x{height}"
-                )
-            elif problem := labelling.problem(labels):
-                problems.append(f"{pair.label}: {problem}")
-            else:
-                self.class_pixels += labelling.count(labels)
+            self.class_pixels += labelling.count(labels)
             size += image.nbytes + labels.nbytes
             if size <= CACHE_LIMIT_BYTES:
                 self._kept[index] = (image, labels)
@@ -205,15 +217,12 @@ class Samples:
                 + (f"; {hint}" if labelling.kind == "classes" else "")
             )
 
-    def _read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-        return read_image(pair.image, channels=self.channels), read_labels(pair.label)
-
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 [H, W, channels] and labels int32 [H, W]."""
-        return self._kept.get(index) or self._read(self.pairs[index])
+        return self._kept.get(index) or read_pair(self.pairs[index], self.channels, self.labelling)
 
 
 class Crops(Dataset):

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+from .data import IGNORE
 from .network import DSSNetOutput
 
-IGNORE = -1  # class of pixels that no loss of labels counts
 RECONSTRUCTION_WEIGHT = 0.25
 EDGE_WEIGHT = 0.4
 

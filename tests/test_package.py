@@ -67,7 +67,9 @@ def test_loading_a_model_imports_no_compiler():
         assert name not in loaded
 
 
-@pytest.mark.parametrize("command", ["segment", "wsi", "view", "convert", "train", "bench", "info"])
+@pytest.mark.parametrize(
+    "command", ["segment", "wsi", "view", "convert", "train", "evaluate", "bench", "info"]
+)
 def test_commands_start_in_a_checkout_and_elsewhere(command, tmp_path):
     assert "usage: python -m dssnet_fast." in python("-m", f"dssnet_fast.{command}", "--help")
     module = f"{command}.__main__" if (ROOT / "dssnet_fast" / command).is_dir() else command
