@@ -465,6 +465,8 @@ def test_bad_slides_are_named_and_the_others_finish(slide, tmp_path, capsys):
     assert (out / "e_good.parquet").is_file()
     rows = list(csv.DictReader((out / "slides.csv").open()))
     assert [row["status"] for row in rows] == ["failed"] * 4 + ["done"]
+    assert all(row["reason"] for row in rows[:4])
+    assert rows[4]["reason"] == ""
     assert "cannot be read at x" in captured.err  # where the damage is
 
 

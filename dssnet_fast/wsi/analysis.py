@@ -150,6 +150,7 @@ def _row(outcome: SlideOutcome) -> dict[str, object]:
             "name": outcome.job.name,
             "slide": os.path.abspath(outcome.job.path),
             "status": "failed",
+            "reason": outcome.reason,
         }
     status = "incomplete" if outcome.summary["unreadable"] else outcome.status
     return {**outcome.summary, "status": status}

@@ -98,7 +98,8 @@ def write_slides_csv(path: str | os.PathLike, summaries: Iterable[Mapping]) -> N
     Args:
         path: The file.
         summaries: Each as from `summary`, with a member `status` if it is not `done`. A slide that
-            failed has no more than `name`, `slide` and `status`; its other cells are empty.
+            failed has no more than `name`, `slide`, `status` and `reason`; its other cells are
+            empty.
     """
     summaries = list(summaries)
     names = list(
@@ -118,6 +119,7 @@ def write_slides_csv(path: str | os.PathLike, summaries: Iterable[Mapping]) -> N
         "mpp_source",
         "analysed_mm2",
         "unreadable_areas",
+        "reason",
     ]
     with (
         atomic_write(path) as temporary,
@@ -142,7 +144,8 @@ def write_slides_csv(path: str | os.PathLike, summaries: Iterable[Mapping]) -> N
                     one["analysed_mm2"],
                     len(one["unreadable"]),
                 ]
-            writer.writerow(row + [None] * (len(header) - len(row)))
+            row += [None] * (len(header) - 1 - len(row))
+            writer.writerow([*row, one.get("reason")])
 
 
 def _statistics(values: Distribution) -> dict[str, float | None]:
