@@ -100,6 +100,7 @@ class SlideRun:
             "source_sha256": net.source_digest,
             "class_names": list(net.class_names),
             "backend": net.backend_name,
+            "device": net.device.type,  # tiles of another device may be others
             "precision": net.precision,
             "model_mpp": net.mpp,
             "options": options.to_dict(),
@@ -230,7 +231,6 @@ class SlideRun:
         about = slide.prepared.about
         return {
             **{key: value for key, value in self._settings.items() if key != "version"},
-            "device": self.net.device.type,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "slide": slide.prepared.job.path.name,
