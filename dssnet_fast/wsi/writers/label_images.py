@@ -31,7 +31,7 @@ _COMPRESSION_LEVEL = 3
 # become smaller.
 _CLASSIC_TIFF_BYTES = (1 << 32) - (1 << 25)
 
-# The nucleus of a run: where it begins in its tile, how long it is, and what is painted.
+# Runs within a tile: where in it each begins, how long it is, and what is painted.
 _Pieces = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
