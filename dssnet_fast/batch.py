@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
 from dssnet_fast.jobs import RESULTS, Job, discard, read_record, record_path
-from dssnet_fast.python_ref.errors import InputError
 
 if TYPE_CHECKING:
     from dssnet_fast.model import FastDSSNet
@@ -72,7 +71,7 @@ class Run:
             made_from = {**self.settings, "image": job.label, "image_sha256": _digest(job.path)}
         except OSError as error:
             # Whether earlier results are still right cannot be told: they stay, uncounted.
-            return Outcome("failed", reason=_reason(InputError(cli.one_line(error)), job))
+            return Outcome("failed", reason=cli.reason(error, job.path))
         record = None if self.arguments.overwrite else read_record(out, job)
         if record is not None and record["made_from"] == made_from:
             return Outcome("skipped", record["nuclei"])
@@ -87,7 +86,7 @@ class Run:
                 raise
             if self.arguments.debug:
                 traceback.print_exc()
-            return Outcome("failed", reason=_reason(error, job))
+            return Outcome("failed", reason=cli.reason(error, job.path))
         return Outcome("done", count)
 
     def _make(self, job: Job, made_from: dict[str, object]) -> int:
@@ -146,14 +145,6 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _reason(error: Exception, job: Job) -> str:
-    if isinstance(error, InputError):
-        return cli.one_line(error).removeprefix(f"{job.path}: ")
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        return "not enough memory; try a smaller --tile"
-    return f"{type(error).__name__}: {cli.one_line(error)} (--debug shows where)"
 
 
 def process(run: Run, jobs: list[Job], arguments: argparse.Namespace) -> list[Outcome]:

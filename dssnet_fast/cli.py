@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dssnet_fast.python_ref.errors import InputError
@@ -56,6 +56,30 @@ def one_line(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Why one of many inputs failed, on one line that need not name it again."""
+    if isinstance(error, (InputError, OSError)):
+        return one_line(error).removeprefix(f"{path}: ")
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return "not enough memory; try a smaller --tile"
+    return f"{type(error).__name__}: {one_line(error)} (--debug shows where)"
+
+
+def counted(counts: Mapping[str, int], what: str) -> str:
+    """What became of the inputs of a run, for people.
+
+    Args:
+        counts: How many are `done`, `skipped` and `failed`.
+        what: They are, such as "images".
+    """
+    said = f"{counts['done']} {what} segmented"
+    if counts["skipped"]:
+        said += f", {counts['skipped']} already done"
+    if counts["failed"]:
+        said += f", {counts['failed']} failed"
+    return said
 
 
 def main(

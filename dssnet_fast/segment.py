@@ -158,15 +158,11 @@ def _summary(
 
 def _for_people(summary: dict) -> str:
     images = summary["images"]
-    counts = f"{images['done']} images segmented"
-    if images["skipped"]:
-        counts += f", {images['skipped']} already done"
-    if images["failed"]:
-        counts += f", {images['failed']} failed"
     speed = f" ({summary['images_per_second']:.2f} images/s)" if images["done"] else ""
     return "\n".join(
         (
-            f"{counts}: {summary['nuclei']} nuclei in {summary['seconds']:.1f} s{speed}",
+            f"{cli.counted(images, 'images')}: {summary['nuclei']} nuclei in "
+            f"{summary['seconds']:.1f} s{speed}",
             f"network: {summary['model']} (sha256 {summary['model_sha256'][:12]}), backend "
             f"{summary['backend']}, device {summary['device']}, precision {summary['precision']}",
             f"results: {summary['out']} ({TABLE}; of each image "

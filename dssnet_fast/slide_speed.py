@@ -96,7 +96,7 @@ def measure(
     prepared = prepare(Job(path, path.name, path.stem), net, options)
     work = prepared.work
     # Those with context on all sides, if there are any.
-    by_size = sorted(prepared.cores, key=lambda core: -_area(core.around(work.context, work.image)))
+    by_size = sorted(prepared.cores, key=lambda core: -core.around(work.context, work.image).area)
     cores = by_size[:_SAMPLES]
     slide = open_slide(path)
     try:
@@ -159,12 +159,8 @@ def _timed(work: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - begun
 
 
-def _area(box: Box) -> int:
-    return box.height * box.width
-
-
 def _gigapixels(boxes: Sequence[Box]) -> float:
-    return sum(map(_area, boxes)) / 1e9
+    return sum(box.area for box in boxes) / 1e9
 
 
 def _read_all(image: Resampled, boxes: Sequence[Box]) -> None:

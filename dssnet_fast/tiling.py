@@ -29,6 +29,11 @@ class Box:
         """Columns."""
         return self.right - self.left
 
+    @property
+    def area(self) -> int:
+        """Pixels."""
+        return self.height * self.width
+
     def around(self, context: int, outer: Box) -> Box:
         """This box and `context` px to each side, as far as `outer` goes."""
         return Box(

@@ -8,8 +8,10 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+from .errors import InputError
 
 _STEM_LENGTH = 40  # of the file's own name in that of its temporary file
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[a-z0-9_]{8}\.part(?P<suffix>\.\w+)?")
@@ -57,6 +59,48 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             reason = error.strerror or str(error)
             raise OSError(error.errno or errno.EIO, reason, str(path)) from error
         raise
+
+
+def find_files(
+    paths: Iterable[str | os.PathLike],
+    suffixes: Sequence[str],
+    what: str,
+    of_folder: Callable[[list[Path]], list[Path]] = list,
+    check_named: Callable[[Path], None] = lambda path: None,
+) -> list[Path]:
+    """The files that `paths` name, a file that is named twice once.
+
+    Args:
+        paths: Files, taken as given, and folders, of which all files with one of the suffixes are
+            taken in the order of their names, but neither hidden ones nor those of sub-folders.
+        suffixes: In lower case; files may have them in upper case.
+        what: Such a file is, for messages.
+        of_folder: Which of a folder's files to take.
+        check_named: Raises InputError for a file that was named and cannot be taken.
+
+    Raises:
+        InputError: A path does not exist, or a folder has no such file.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            listed = (file for file in path.iterdir() if file.suffix.lower() in suffixes)
+            files = of_folder(
+                sorted(file for file in listed if file.name[0] != "." and file.is_file())
+            )
+            if not files:
+                raise InputError(
+                    f"{path}: the folder has no {what} ({', '.join(suffixes)}); "
+                    "sub-folders are not searched"
+                )
+        elif not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        else:
+            check_named(path)
+            files = [path]
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
 def remove_leftovers(files: Iterable[Path]) -> None:

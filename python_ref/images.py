@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError
+from .files import find_files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,24 +43,7 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
         InputError: A path does not exist, a named file has another suffix, or a folder has no
             image.
     """
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if _is_listed(file))
-            if not files:
-                raise InputError(
-                    f"{path}: the folder has no image ({', '.join(IMAGE_SUFFIXES)}); "
-                    "sub-folders are not searched"
-                )
-        elif not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise InputError(f"{path}: is not one of {', '.join(IMAGE_SUFFIXES)}")
-        else:
-            files = [path]
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+    return find_files(paths, IMAGE_SUFFIXES, "image", check_named=_check_suffix)
 
 
 def read_image(
@@ -137,10 +121,9 @@ def read_labels(path: str | os.PathLike) -> np.ndarray:
         return np.ascontiguousarray(labels, dtype=np.int32)
 
 
-def _is_listed(file: Path) -> bool:
-    return (
-        file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: is not one of {', '.join(IMAGE_SUFFIXES)}")
 
 
 @contextlib.contextmanager

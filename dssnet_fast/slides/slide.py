@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.python_ref.files import find_files
 from dssnet_fast.tiling import Box
 
 # In this order: OpenSlide knows scanners best, `kfbslide` what OpenSlide does not know, tifffile
@@ -146,22 +147,7 @@ def find_slides(paths: Iterable[str | os.PathLike]) -> list[Path]:
     Raises:
         InputError: A path does not exist, or a folder has no slide.
     """
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = _without_parts(sorted(file for file in path.iterdir() if _is_listed(file)))
-            if not files:
-                raise InputError(
-                    f"{path}: the folder has no slide ({', '.join(SLIDE_SUFFIXES)}); "
-                    "sub-folders are not searched"
-                )
-        elif not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        else:
-            files = [path]
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+    return find_files(paths, SLIDE_SUFFIXES, "slide", of_folder=_without_parts)
 
 
 def fingerprint(path: Path) -> str:
@@ -239,12 +225,6 @@ def over(pixels: np.ndarray, opacity: np.ndarray, background: tuple[int, int, in
 def one_line(error: BaseException) -> str:
     """What a decoder said, or else what kind of error it was."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_listed(file: Path) -> bool:
-    return (
-        file.suffix.lower() in SLIDE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
 
 
 def _without_parts(files: list[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dssnet_fast import cli
 from dssnet_fast.wsi.run import SlideOutcome
 from dssnet_fast.wsi.timing import Timing
 
@@ -76,12 +77,7 @@ def _bound(stages: dict, waiting: dict[str, float], seconds: float) -> str | Non
 
 def table(account: dict) -> str:
     """An account for people."""
-    slides = account["slides"]
-    counts = f"{slides['done']} slides segmented"
-    if slides["skipped"]:
-        counts += f", {slides['skipped']} already done"
-    if slides["failed"]:
-        counts += f", {slides['failed']} failed"
+    counts = cli.counted(account["slides"], "slides")
     lines = [f"{counts}: {account['nuclei']:,} nuclei in {account['seconds']:.1f} s"]
     if account["gigapixels"]:
         lines[0] += (

@@ -40,7 +40,7 @@ def agreement(work: SlideWork, cores: list, net: Network) -> float | None:
                 found.append(net.decide(seen, core.seen_from(box))[0])
             else:
                 equal += int(np.count_nonzero(found[0] == found[1]))
-                pixels += core.height * core.width
+                pixels += core.area
     finally:
         slide.close()
     return equal / pixels if pixels else None

@@ -34,7 +34,6 @@ class OpticalDensity:
         values = np.maximum(np.arange(256), 1)
         density = np.log10(np.maximum(np.asarray(glass, float), 1)[:, None] / values)
         self._tables = np.rint(np.clip(density, 0, None) * self.UNITS).astype(np.int64)
-        self.scale = self.UNITS * len(self._tables)
 
     def units(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [P, colours] to int64 [P]: densities, summed over the colours, times `UNITS`."""

@@ -139,7 +139,7 @@ class Pipeline:
         core = batch[0].task.core
         inside = core.seen_from(batch[0].box)
         try:
-            with self._timing.work("network", len(batch) * _area(core)):
+            with self._timing.work("network", len(batch) * core.area):
                 images = [with_channels(one.pixels, self._net.config.in_channels) for one in batch]
                 # One is not copied to become a batch.
                 stacked = images[0][None] if len(images) == 1 else np.stack(images)
@@ -157,7 +157,7 @@ class Pipeline:
     def _read(self, task: TileTask) -> _Read:
         image = self._slides.get(task.slide)
         box = task.core.around(task.slide.context, task.slide.image)
-        with self._timing.work("reading", _area(box)) as stage:
+        with self._timing.work("reading", box.area) as stage:
             pixels = np.empty((box.height, box.width, 3), np.uint8)
             unreadable: list[UnreadableRegion] = []
             _read_parts(image, box, box, pixels, unreadable, task.slide.glass)
@@ -170,7 +170,7 @@ class Pipeline:
         self, read: _Read, labels: np.ndarray, probability: np.ndarray, pixels: np.ndarray
     ) -> bytes:
         task, slide = read.task, read.task.slide
-        with self._timing.work("measuring", _area(task.core)) as stage:
+        with self._timing.work("measuring", task.core.area) as stage:
             labels = _only_wanted(labels, task.core, slide.wanted)
             found = find_tile_nuclei(
                 labels,
@@ -270,10 +270,6 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _shape(read: _Read) -> tuple[int, ...]:
     core = read.task.core.seen_from(read.box)
     return (*read.pixels.shape, core.top, core.left, core.bottom, core.right)
-
-
-def _area(box: Box) -> int:
-    return box.height * box.width
 
 
 def _as_array(boxes: tuple[Box, ...]) -> np.ndarray:

@@ -13,7 +13,6 @@ from pathlib import Path
 import dssnet_fast
 from dssnet_fast import cli
 from dssnet_fast.jobs import Job
-from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.wsi.engines import Engine
 from dssnet_fast.wsi.finish import write_outputs
 from dssnet_fast.wsi.network import Network
@@ -249,7 +248,7 @@ class SlideRun:
             return  # it has been told
         if self._debug:
             traceback.print_exception(error)
-        outcome.status, outcome.reason = "failed", _reason(error, outcome.job)
+        outcome.status, outcome.reason = "failed", cli.reason(error, outcome.job.path)
         self._progress.say(f"{outcome.job.path}: {outcome.reason}")
 
 
@@ -277,11 +276,3 @@ def _identity(job: Job) -> dict[str, object]:
         "modified_ns": status.st_mtime_ns,
         "fingerprint": fingerprint(job.path),
     }
-
-
-def _reason(error: Exception, job: Job) -> str:
-    if isinstance(error, (InputError, OSError)):
-        return cli.one_line(error).removeprefix(f"{job.path}: ")
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        return "not enough memory; try a smaller --tile"
-    return f"{type(error).__name__}: {cli.one_line(error)} (--debug shows where)"

@@ -49,23 +49,25 @@ class Stitched:
         parts = self._join(min_area)
         kept = counts(self._joined.x, self._joined.y)
 
+        by_tile = np.flatnonzero(kept)
+        by_tile = by_tile[np.argsort(self._tile_of[by_tile], kind="stable")]
+        ends = np.searchsorted(self._tile_of[by_tile], np.arange(1, len(self._files)))
+        self._joined_of = np.split(by_tile, ends)
+
         self._whole_ids: list[np.ndarray] = []
-        self._joined_ids = np.zeros(len(kept), np.int64)
-        self._joined_of: list[np.ndarray] = []
+        joined_ids = np.zeros(len(kept), np.int64)
         last = 0
         for tile, file in enumerate(self._files):
             mine = counts(*TileFile(file).centroids())
             self._whole_ids.append(np.where(mine, last + np.cumsum(mine), 0).astype(np.uint32))
             last += int(mine.sum())
-            joined = np.flatnonzero(kept & (self._tile_of == tile))
-            self._joined_ids[joined] = last + 1 + np.arange(len(joined))
-            self._joined_of.append(joined)
+            joined = self._joined_of[tile]
+            joined_ids[joined] = last + 1 + np.arange(len(joined))
             last += len(joined)
         self.count = last
+        self._joined = replace(self._joined, id=joined_ids)
         # For each part of each tile the id of the nucleus that it belongs to.
-        self._part_ids = [
-            np.append(self._joined_ids, 0)[nucleus].astype(np.uint32) for nucleus in parts
-        ]
+        self._part_ids = [np.append(joined_ids, 0)[nucleus].astype(np.uint32) for nucleus in parts]
         self._open_files: dict[int, tuple[Runs, np.ndarray]] = {}
 
     def _join(self, min_area: int) -> list[np.ndarray]:
@@ -110,8 +112,7 @@ class Stitched:
         for tile, file in enumerate(self._files):
             ids = self._whole_ids[tile].astype(np.int64)
             whole = replace(TileFile(file).table(), id=ids)
-            joined = replace(self._joined, id=self._joined_ids)
-            yield join_tables([whole[ids > 0], joined[self._joined_of[tile]]])
+            yield join_tables([whole[ids > 0], self._joined[self._joined_of[tile]]])
 
     def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
         """See `results.Labels`."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dssnet_fast.jobs import RECORDS, Job
+from dssnet_fast.outputs import write_json
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.files import atomic_write, remove_leftovers
 
@@ -84,7 +85,7 @@ class SlideStore:
         if _read_json(plan) != made_from:
             shutil.rmtree(self._tiles, ignore_errors=True)
             self._tiles.mkdir(parents=True)
-            _write_json(plan, made_from)
+            write_json(plan, made_from)
         done = set()
         for path in self._tiles.iterdir():
             if path.suffix == ".tile" and path.stem.isdecimal():
@@ -108,7 +109,7 @@ class SlideStore:
 
     def finish(self, record: dict) -> None:
         """Say that the slide is done, and remove its tiles."""
-        _write_json(self._record, record)
+        write_json(self._record, record)
         shutil.rmtree(self._tiles, ignore_errors=True)
 
 
@@ -118,8 +119,3 @@ def _read_json(path: Path) -> dict | None:
     except (FileNotFoundError, ValueError):
         return None
     return values if isinstance(values, dict) else None
-
-
-def _write_json(path: Path, values: dict) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
