@@ -44,6 +44,20 @@ def make_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--learning-rate", type=float, default=1e-3)
     recipe.add_argument("--clip-norm", type=float, default=0.0, help="of gradients; 0: no clipping")
     recipe.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
+    recipe.add_argument(
+        "--sampling",
+        choices=("images", "area"),
+        default="images",
+        help="an epoch is one crop of every image, or as many as fit into it",
+    )
+    recipe.add_argument(
+        "--average",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="use a moving average of the weights, such as 0.998 a step; 0: the last weights",
+    )
+    recipe.add_argument("--dice", type=float, default=0.0, help="weight of a soft Dice loss")
     recipe.add_argument("--seed", type=int, default=0)
     network = parser.add_argument_group("network")
     network.add_argument("--in-channels", type=int, choices=(1, 3), default=3)
@@ -71,6 +85,7 @@ def body(arguments: argparse.Namespace) -> None:
             f"training needs {error.name}; install it with: pip install 'dssnet_fast[train]'"
         ) from error
     from dssnet_fast.python_ref.data import find_pairs, split
+    from dssnet_fast.training_graph import FoldedTraining
 
     config = DSSNetConfig(
         in_channels=arguments.in_channels,
@@ -98,6 +113,9 @@ def body(arguments: argparse.Namespace) -> None:
         learning_rate=arguments.learning_rate,
         clip_norm=arguments.clip_norm,
         augment=arguments.augment,
+        sampling=arguments.sampling,
+        average=arguments.average,
+        dice=arguments.dice,
         precision=_precision(arguments.precision, arguments.device),
         labels=arguments.labels,
         seed=arguments.seed,
@@ -111,6 +129,7 @@ def body(arguments: argparse.Namespace) -> None:
         arguments.out,
         device=arguments.device,
         workers=arguments.workers,
+        graph=FoldedTraining,
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process talks
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
@@ -78,7 +79,26 @@ def mean_ssim(a: Tensor, b: Tensor) -> Tensor:
     return similarity[..., border:-border, border:-border].mean()
 
 
-def dssnet_loss(output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Tensor) -> Loss:
+def soft_dice(logits: Tensor, classes: Tensor) -> Tensor:
+    """1 - the mean over classes of their soft Dice over all known pixels together, a scalar.
+
+    Source: Milletari et al. 2016, without the squares in the denominator.
+
+    Args:
+        logits: [B, classes, H, W] float32.
+        classes: [B, H, W] int64 class map; `IGNORE` pixels do not count.
+    """
+    known = (classes != IGNORE).unsqueeze(1)
+    predicted = logits.softmax(1) * known
+    true = torch.zeros_like(predicted).scatter_(1, classes.clamp(min=0).unsqueeze(1), 1.0) * known
+    both, all_ = (predicted * true).sum((0, 2, 3)), (predicted + true).sum((0, 2, 3))
+    # A class that is neither there nor predicted is right.
+    return 1 - ((2 * both + 1) / (all_ + 1)).mean()
+
+
+def dssnet_loss(
+    output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Tensor, dice: float = 0.0
+) -> Loss:
     """The paper's loss, computed in float32 whatever the network ran in.
 
     Args:
@@ -87,12 +107,15 @@ def dssnet_loss(output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Ten
         classes: [B, H, W] int64 class map; `IGNORE` pixels count neither in the segmentation nor,
             where all four of a half-resolution pixel are so, in the edge part.
         edges: [B, 1, H/2, W/2] float target of the edge branch; see `edge_target`.
+        dice: Weight of `soft_dice` in the segmentation part; the paper has none.
     """
     known = (classes != IGNORE).unsqueeze(1).float()
     # Not reduction="mean": a batch without any known pixel has loss 0, not NaN.
     segmentation = F.cross_entropy(
         output.segmentation.float(), classes, ignore_index=IGNORE, reduction="sum"
     ) / known.sum().clamp(min=1)
+    if dice:
+        segmentation = segmentation + dice * soft_dice(output.segmentation.float(), classes)
     total = segmentation
     reconstruction = edge = None
     if output.reconstruction is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -138,8 +140,9 @@ class TorchBackend:
         joined = torch.cat([shallow, deep], dim=-1).permute(0, 3, 1, 2)
         mixed = self._activate("fuse.mix", self._conv("fuse.mix", joined))
         if self.config.upsampling == "nearest":
-            bias, slope = self._weights["fuse.smooth.bias"], self._slopes["fuse.smooth"]
-            values = fold.cell_values(mixed, self._cell_kernels, bias, slope)
+            bias = self._weights["fuse.smooth.bias"]
+            activate = partial(self._activate, "fuse.smooth")
+            values = fold.cell_values(mixed, self._cell_kernels, bias, activate)
             smooth = fold.lay_out_cells(values).permute(0, 3, 1, 2)
         else:
             shuffled = F.pixel_shuffle(mixed, fold.CELL)
