@@ -58,6 +58,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="use a moving average of the weights, such as 0.998 a step; 0: the last weights",
     )
     recipe.add_argument("--dice", type=float, default=0.0, help="weight of a soft Dice loss")
+    recipe.add_argument(
+        "--edge-loss",
+        choices=("l1", "l2"),
+        default="l1",
+        help="l2 makes edges probabilities; with l1 they may come out 0 everywhere",
+    )
     recipe.add_argument("--seed", type=int, default=0)
     network = parser.add_argument_group("network")
     network.add_argument("--in-channels", type=int, choices=(1, 3), default=3)
@@ -116,6 +122,7 @@ def body(arguments: argparse.Namespace) -> None:
         sampling=arguments.sampling,
         average=arguments.average,
         dice=arguments.dice,
+        edge_loss=arguments.edge_loss,
         precision=_precision(arguments.precision, arguments.device),
         labels=arguments.labels,
         seed=arguments.seed,
