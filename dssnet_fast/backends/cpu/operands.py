@@ -259,9 +259,7 @@ def _segment(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def _edges(
-    tensors: Mapping[str, Tensor], config: DSSNetConfig
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _edges(tensors: Mapping[str, Tensor], config: DSSNetConfig) -> dict[str, tuple[Tensor, Tensor]]:
     if config.upsampling == "nearest":
         found = _over_cells(tensors, "edge.first")
     else:
