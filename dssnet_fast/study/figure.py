@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dssnet_fast.python_ref.files import atomic_write
-from dssnet_fast.study.results import Row
+from dssnet_fast.study.results import SIZE, Row
 
 _PANELS = ("mean IoU", "AP 0.5")
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """Write a panel a score: every run a dot, the mean of a row a line; and one of the cost.
+
+    The cost is that of inference, or where it is the same for all, that of a training step.
 
     Args:
         rows: Those without a finished run are left out.
@@ -44,12 +46,16 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         panel.margins(x=0.15)
         panel.grid(axis="x", alpha=0.3)
     cost = panels[-1]
-    bars = cost.barh(range(len(rows)), [row.macs / 1e9 for row in rows], color="0.7")
-    cost.bar_label(bars, fmt="%.1f", padding=3)
+    if len({row.macs for row in rows}) > 1:
+        values, label = [row.macs / 1e9 for row in rows], f"GMAC of inference, {SIZE} x {SIZE} px"
+    else:
+        values, label = [row.seconds for row in rows], "seconds a training step"
+    bars = cost.barh(range(len(rows)), values, color="0.7")
+    cost.bar_label(bars, fmt="%.3g", padding=3)
     cost.margins(x=0.2)
-    cost.set(xlabel="GMAC of inference, 512 x 512 px")
+    cost.set(xlabel=label)
     panels[0].set_yticks(range(len(rows)), names)
     panels[0].invert_yaxis()
-    figure.suptitle(f"{title} (dots: runs; lines: means)")
+    figure.suptitle(f"{title}; dots: runs, lines: means")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100)

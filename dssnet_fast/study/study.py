@@ -139,7 +139,7 @@ def _rows(
     plan: Plan, variant: Variant, steps: int, seconds: float, folder: Path
 ) -> list[results.Row]:
     names = {seed: variant.run_name(steps, seed) for seed in plan.seeds}
-    found = {seed: runs.finished(folder / name) for seed, name in names.items()}
+    found = {seed: runs.finished(folder / name) or {} for seed, name in names.items()}
     tested = (ALL, *KINDS) if plan.name == "kinds" else (ALL,)
     return [
         results.Row(
@@ -149,7 +149,7 @@ def _rows(
             macs=networks.multiply_accumulates(variant.network, variant.config, results.SIZE),
             steps=steps,
             seconds=seconds,
-            scores={seed: scores[kind] for seed, scores in found.items() if scores},
+            scores={seed: scores[kind] for seed, scores in found.items() if kind in scores},
             runs=names,
         )
         for kind in tested
