@@ -47,6 +47,9 @@ class FoldedTraining(nn.Module):
         head = self.network.segmentation
         y = head.reduce_activation(head.reduce(fused))
         y = head.narrow_activation(head.narrow(y))
+        # Logits are differences of large numbers; a bfloat16 product would be worse than the
+        # reference's, which rounds between the two.
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
         return _linear_pair(y, head.inner, head.outer, scale=2)
 
     def _edge(self, fused: Tensor) -> Tensor:
@@ -77,18 +80,17 @@ def _linear_pair(x: Tensor, first: nn.Conv2d, second: nn.Conv2d, scale: int = 1)
     Returns:
         [B, O, scale * H, scale * W].
     """
+    factors = (first.weight, first.bias, second.weight)
+    exact = torch.promote_types(x.dtype, torch.float32)
     with _float32(x):
-        factors = (first.weight, first.bias, second.weight)
         weight, bias = fold.compose(*factors, second.bias)
         if scale > 1:
             weight = fold.subpixel(weight, scale)
             bias = bias.repeat_interleave(scale * scale)
-    y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-    y = F.pixel_shuffle(y, scale) if scale > 1 else y
-    exact = torch.promote_types(y.dtype, torch.float32)
-    border = tuple(line.to(exact) for line in fold.outermost(x, scale))
-    with _float32(x):
-        return fold.subtract_border_excess(y.to(exact), border, *factors)
+        y = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=weight.shape[-1] // 2)
+        y = F.pixel_shuffle(y.to(exact), scale) if scale > 1 else y.to(exact)
+        border = tuple(line.to(exact) for line in fold.outermost(x, scale))
+        return fold.subtract_border_excess(y, border, *factors)
 
 
 def _float32(x: Tensor) -> torch.autocast:

@@ -272,6 +272,20 @@ def test_crops_depend_on_seed_epoch_and_index_alone(samples):
         assert len({place(*key) for key in keys}) > 1
 
 
+def test_sampling_by_area_cuts_as_many_as_fit(tmp_path):
+    sizes = [(16, 16), (32, 64), (64, 56), (128, 96)]
+    pairs = [make_pair(tmp_path, f"{n}", some_labels(*size)) for n, size in enumerate(sizes)]
+    samples = Samples(pairs, 3, INSTANCES)
+    assert samples.areas == [height * width for height, width in sizes]
+    assert len(Crops(samples, 32, seed=0)) == 4
+    crops = Crops(samples, 32, seed=0, sampling="area")
+    assert len(crops) == 1 + 2 + 4 + 12  # 3.5 squares of the third are rounded
+    drawn = [crops[index][0] for index in range(len(crops))]
+    assert all(image.shape == (3, 32, 32) for image in drawn)
+    # From one image, but elsewhere in it.
+    assert not torch.equal(drawn[-1], drawn[-2])
+
+
 @pytest.mark.parametrize("height", [24, 40])
 def test_small_images_are_extended(tmp_path, height):
     pair = make_pair(tmp_path, "small", some_labels(height, 24))
