@@ -16,7 +16,7 @@ STUDIES = {
     "depth": "number of blocks (Table 3)",
     "blocks": "kind of block (Fig. 5)",
     "supervisions": "with and without super-resolution and edge supervision (Table 4)",
-    "networks": "DSSNet, UNet, UNet++ and PSPNet (Table 5)",
+    "networks": "DSSNet, UNet, and UNet++ and PSPNet on a ResNet-34 encoder (Table 5)",
     "kinds": "trained on one kind of images or on all, tested on each (Table 7)",
     "recipe": "the recipe below, one ingredient changed at a time (not in the paper)",
 }
