@@ -237,7 +237,7 @@ def test_steps_are_timed_in_turns_and_by_their_medians(monkeypatch):
         )
 
     # The first two are warm-up; each has one round that something else slowed down.
-    fast, slow = [9, 9, 1, 1, 8, 1, 1], [9, 9, 3, 3, 3, 3, 80]
+    fast, slow = [9, 9, 1, 1, 8, 1, 2], [9, 9, 3, 3, 3, 4, 80]
     found = budget.median_seconds([trainer("fast", fast), trainer("slow", slow)])
     assert found == [1, 3]
     assert turns == ["fast", "slow"] * 7
@@ -445,6 +445,10 @@ def test_kinds_are_tested_apart(two_kinds, tmp_path):
         for trained in ("all", "fluorescence", "stained")
         for tested in ("all", "fluorescence", "stained")
     ]
+    for line in found:
+        expected = scores(tmp_path)[line["run"]]["scores"][line["tested_on"]]
+        assert float(line["mean_iou"]) == expected["mean_iou"]
+    assert len({line["mean_iou"] for line in found}) > 3
     text = (tmp_path / "kinds" / "table.md").read_text()
     assert "| kinds | tested on | seeds |" in text
     assert "| stained | bright field | 0 | - | - | - |" in text
@@ -454,6 +458,10 @@ def test_kinds_are_tested_apart(two_kinds, tmp_path):
         p.image.name for p in data.training("all").pairs
     )
     assert {int(p.image.stem) % 2 for p in parts[0].pairs} == {0}
+    for kind, part in zip(("fluorescence", "stained"), parts, strict=True):
+        run = next(line["run"] for line in found if line["variant"] == kind)
+        saved = torch.load(tmp_path / "runs" / run / "last.pt", weights_only=True)
+        assert saved["identity"]["training images"].startswith(f"{len(part)} of ")
 
 
 def test_a_kind_that_is_missing_is_named(two_kinds):
