@@ -71,6 +71,12 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         help="use a moving average of the weights, such as 0.998 a step; 0: the last weights",
     )
     group.add_argument("--dice", type=float, default=0.0, help="weight of a soft Dice loss")
+    group.add_argument(
+        "--edge-loss",
+        choices=("l1", "l2"),
+        default="l1",
+        help="l2 makes edges probabilities; with l1 they may come out 0 everywhere",
+    )
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     return group
 
@@ -92,7 +98,7 @@ def add_architecture_options(parser: argparse.ArgumentParser) -> argparse._Argum
 def recipe(arguments: argparse.Namespace) -> dict[str, object]:
     """Of `TrainingOptions` what `add_recipe_options` asks for."""
     names = ("batch", "crop", "optimizer", "learning_rate", "clip_norm", "augment", "sampling")
-    values = {name: getattr(arguments, name) for name in (*names, "average", "dice")}
+    values = {name: getattr(arguments, name) for name in (*names, "average", "dice", "edge_loss")}
     return {**values, "precision": _precision(arguments.precision, arguments.device)}
 
 

@@ -1,4 +1,4 @@
-"""The training loss: CE + 0.25 (1 - SSIM) + 0.4 L1(edge).
+"""The training loss: CE + 0.25 (1 - SSIM) + 0.4 L1(edge), and what may be changed in it.
 
 Source: Luo et al. 2022; SSIM over 11x11 Gaussian windows with sigma 1.5, as in the release.
 Windows that would stand out of the image do not count, so nothing depends on how they are filled.
@@ -16,6 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from .data import IGNORE
 from .network import DSSNetOutput
 
+EDGE_LOSSES = ("l1", "l2")
 RECONSTRUCTION_WEIGHT = 0.25
 EDGE_WEIGHT = 0.4
 
@@ -97,7 +98,12 @@ def soft_dice(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def dssnet_loss(
-    output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Tensor, dice: float = 0.0
+    output: DSSNetOutput,
+    image: Tensor,
+    classes: Tensor,
+    edges: Tensor,
+    dice: float = 0.0,
+    edge_loss: str = "l1",
 ) -> Loss:
     """The paper's loss, computed in float32 whatever the network ran in.
 
@@ -108,6 +114,9 @@ def dssnet_loss(
             where all four of a half-resolution pixel are so, in the edge part.
         edges: [B, 1, H/2, W/2] float target of the edge branch; see `edge_target`.
         dice: Weight of `soft_dice` in the segmentation part; the paper has none.
+        edge_loss: `l1`, as in the paper, whose optimum is 0 wherever an edge is less likely than
+            not, which may be everywhere: edges are thin. Or `l2`: the optimum is the probability of
+            an edge.
     """
     known = (classes != IGNORE).unsqueeze(1).float()
     # Not reduction="mean": a batch without any known pixel has loss 0, not NaN.
@@ -123,7 +132,8 @@ def dssnet_loss(
         total = total + RECONSTRUCTION_WEIGHT * reconstruction
     if output.edge is not None:
         counted = F.max_pool2d(known, 2)
-        difference = (output.edge.float() - edges).abs() * counted
+        difference = output.edge.float() - edges
+        difference = (difference.abs() if edge_loss == "l1" else difference.square()) * counted
         edge = difference.sum() / counted.sum().clamp(min=1)
         total = total + EDGE_WEIGHT * edge
     return Loss(total, segmentation, reconstruction, edge)

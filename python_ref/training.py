@@ -25,7 +25,7 @@ from .config import DSSNetConfig
 from .data import LABEL_KINDS, SAMPLINGS, Crops, Labelling, Pair, Samples, to_tensors
 from .errors import InputError
 from .files import atomic_write, remove_leftovers
-from .losses import IGNORE, Loss, dssnet_loss, edge_target
+from .losses import EDGE_LOSSES, IGNORE, Loss, dssnet_loss, edge_target
 from .network import DSSNet
 from .processes import Process, joined
 from .released import load_released, released_state
@@ -57,6 +57,7 @@ class TrainingOptions:
         average: Decay per step of an exponential moving average of the weights, below 1; 0 keeps
             none. The average is what is validated and saved to be used.
         dice: Weight of a soft Dice loss of the classes beside the paper's loss.
+        edge_loss: `l1` or `l2`; see `dssnet_loss`.
         precision: `fp32` or `bf16` (autocast; parameters and loss stay in float32).
         labels: `instances` or `classes`; see `Labelling`.
         seed: Of the initial weights, the crops and the augmentation; 0 to 2**32 - 1.
@@ -76,6 +77,7 @@ class TrainingOptions:
     sampling: str = "images"
     average: float = 0.0
     dice: float = 0.0
+    edge_loss: str = "l1"
     precision: str = "fp32"
     labels: str = "instances"
     seed: int = 0
@@ -102,6 +104,7 @@ class TrainingOptions:
         for name, allowed in (
             ("optimizer", OPTIMIZERS),
             ("sampling", SAMPLINGS),
+            ("edge_loss", EDGE_LOSSES),
             ("precision", PRECISIONS),
             ("labels", LABEL_KINDS),
         ):
@@ -403,7 +406,8 @@ class Trainer:
             output = self.parallel(image)
         classes = self.labelling.class_map(labels)
         edges = edge_target(self.labelling.objects(labels))
-        loss = dssnet_loss(output, image, classes, edges, self.options.dice)
+        options = self.options
+        loss = dssnet_loss(output, image, classes, edges, options.dice, options.edge_loss)
         # The sum is finite only if every process's part is: all of them stop, or none.
         self._require_finite(self.process.summed(loss.total.detach()), "loss")
         self.optimizer.zero_grad(set_to_none=True)

@@ -133,12 +133,14 @@ def recipe(config: DSSNetConfig, options: TrainingOptions) -> list[Variant]:
     sampling = "images" if options.sampling == "area" else "area"
     average = 0.0 if options.average else 0.995
     dice = 0.0 if options.dice else 1.0
+    edge_loss = "l1" if options.edge_loss == "l2" else "l2"
     rates = [float(f"{factor * options.learning_rate:.3g}") for factor in (0.3, 3)]
     changes: dict[str, dict[str, object]] = {
         "unchanged": {},
         f"sampling {sampling}": {"sampling": sampling},
         f"average {average:g}": {"average": average},
         f"dice {dice:g}": {"dice": dice},
+        f"edge loss {edge_loss}": {"edge_loss": edge_loss},
         f"augment {'off' if options.augment else 'on'}": {"augment": not options.augment},
         **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in rates},
     }

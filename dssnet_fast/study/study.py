@@ -159,7 +159,7 @@ def _rows(
 def _caption(plan: Plan) -> list[str]:
     recipe = asdict(plan.options)
     told = ("batch", "crop", "optimizer", "learning_rate", "clip_norm", "augment", "sampling")
-    told += ("average", "dice", "precision")
+    told += ("average", "dice", "edge_loss", "precision")
     described = ", ".join(f"{name.replace('_', ' ')} {recipe[name]}" for name in told)
     config = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in plan.config.to_dict().items())
     length = (
