@@ -383,3 +383,16 @@ def test_colours_and_blur_change_images_only(coded, channels):
     changed = (out - images[:, :channels].float()).abs().amax(dim=(1, 2, 3))
     assert int((changed > 5).sum()) >= 5
     assert bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmentation_leaves_faint_nuclei_brighter_than_the_background(channels):
+    """Fluorescence: a background of 5, nuclei of 25. A constant taken from both would hide them."""
+    labels = torch.zeros(16, 32, 32, dtype=torch.int32)
+    labels[:, 8:24, 8:24] = 1
+    images = (5 + 20 * labels).to(torch.uint8).unsqueeze(1).expand(-1, channels, -1, -1)
+    torch.manual_seed(0)
+    for _ in range(4):
+        out, moved = Augmentation(channels)(images, labels)
+        for image, label in zip(out.mean(1), moved, strict=True):
+            assert image[label > 0].median() >= image[label == 0].median() + 8

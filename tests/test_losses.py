@@ -200,3 +200,36 @@ def test_dice_is_added_to_the_segmentation_part(case):
     assert added > 0.1
     assert abs(float(with_dice.total - plain.total) - added) <= 1e-6
     assert abs(float(with_dice.segmentation - plain.segmentation) - added) <= 1e-6
+
+
+def test_an_edge_loss_of_l2_is_the_mean_square(case):
+    output, image, classes, edges = case
+    classes[0, :4] = IGNORE
+    known = (classes.unflatten(1, (12, 2)).unflatten(3, (16, 2)) != IGNORE).any(2).any(3)
+    squares = ((output.edge - edges)[:, 0].double() ** 2)[known]
+    loss = dssnet_loss(output, image, classes, edges, edge_loss="l2")
+    assert abs(float(loss.edge) - float(squares.mean())) <= 1e-6
+    rest = loss.segmentation + 0.25 * loss.reconstruction
+    assert abs(float(loss.total - rest) - 0.4 * float(squares.mean())) <= 1e-6
+
+
+@pytest.mark.parametrize(("kind", "best"), [("l1", 0.0), ("l2", 0.25)])
+def test_the_best_answer_where_an_edge_is_unlikely(case, kind, best):
+    """One pixel in four is an edge, and nobody can tell which: l1 says none is."""
+    output, image, classes, _ = case
+    edges = torch.zeros(2, 1, 12, 16)
+    edges[..., ::2, ::2] = 1
+    answers = torch.linspace(0, 1, 21)
+    losses = [
+        float(
+            dssnet_loss(
+                output._replace(edge=torch.full_like(edges, float(answer))),
+                image,
+                classes,
+                edges,
+                edge_loss=kind,
+            ).edge
+        )
+        for answer in answers
+    ]
+    assert abs(float(answers[int(np.argmin(losses))]) - best) <= 1e-6
