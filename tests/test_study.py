@@ -116,6 +116,7 @@ def test_every_study_has_a_grid_and_a_description():
                 "sampling images": {"sampling": "images"},
                 "average 0": {"average": 0.0},
                 "dice 1": {"dice": 1.0},
+                "edge loss l2": {"edge_loss": "l2"},
                 "augment off": {"augment": False},
                 "learning rate 0.0003": {"learning_rate": 3e-4},
                 "learning rate 0.003": {"learning_rate": 3e-3},
@@ -171,6 +172,7 @@ def test_a_folder_is_named_by_all_that_a_run_depends_on():
         "sampling": "images",
         "average": 0.5,
         "dice": 0.5,
+        "edge_loss": "l2",
         "precision": "bf16",
         "labels": "classes",
     }
