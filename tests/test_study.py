@@ -450,7 +450,7 @@ def test_kinds_are_tested_apart(two_kinds, tmp_path):
     for line in found:
         expected = scores(tmp_path)[line["run"]]["scores"][line["tested_on"]]
         assert float(line["mean_iou"]) == expected["mean_iou"]
-    assert len({line["mean_iou"] for line in found}) > 3
+    assert len({line["mean_iou"] for line in found}) >= 3
     text = (tmp_path / "kinds" / "table.md").read_text()
     assert "| kinds | tested on | seeds |" in text
     assert "| stained | bright field | 0 | - | - | - |" in text
