@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import sys
 import time
@@ -42,6 +43,8 @@ class TrainingOptions:
 
     Attributes:
         epochs: Passes over the training images; see `sampling`.
+        steps: Optimisation steps in all, whatever `epochs` says: the last epoch ends with them. 0
+            leaves it to `epochs`.
         batch: Crops a step, over all processes together.
         crop: Side of a crop in pixels, a multiple of 8.
         optimizer: `sgd` (momentum 0.9, weight decay 5e-4) or `adam`.
@@ -64,6 +67,7 @@ class TrainingOptions:
     """
 
     epochs: int = 400
+    steps: int = 0
     batch: int = 4
     crop: int = 512
     optimizer: str = "sgd"
@@ -83,6 +87,8 @@ class TrainingOptions:
             raise InputError(
                 f"epochs and batch must be at least 1, got {self.epochs}, {self.batch}"
             )
+        if self.steps < 0:
+            raise InputError(f"steps must be 0 or more, got {self.steps}")
         if self.crop < 16 or self.crop % 8:
             raise InputError(f"crop must be a multiple of 8 from 16 on, got {self.crop}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -197,9 +203,9 @@ class Trainer:
         )
         self.augmentation = Augmentation(config.in_channels).to(process.device)
         self.optimizer = self._make_optimizer()
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, T_max=options.epochs * len(self.loader)
-        )
+        self.steps = options.steps or options.epochs * len(self.loader)
+        self.epochs = math.ceil(self.steps / len(self.loader))
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.steps)
         self._resume()
         self.graph = graph or _itself
         run = self.graph(self.network)
@@ -326,7 +332,7 @@ class Trainer:
             if self.process.leads and self.history:
                 # The run may have been killed after its checkpoint and before its log.
                 self._write_log()
-            while self.epoch < self.options.epochs:
+            while self.epoch < self.epochs:
                 started = time.monotonic()
                 row = self._one_epoch()
                 improved = row["mean_iou"] > self.best
@@ -345,7 +351,7 @@ class Trainer:
         self._write_log()
         events.add({**row, "seconds": seconds})
         tqdm.write(
-            f"epoch {self.epoch}/{self.options.epochs}: loss {row['loss']:.4f}, "
+            f"epoch {self.epoch}/{self.epochs}: loss {row['loss']:.4f}, "
             f"mean IoU {row['mean_iou']:.4f}, {seconds:.0f} s",
             file=sys.stderr,
         )
@@ -362,24 +368,35 @@ class Trainer:
         names += ["loss_reconstruction"] if self.config.super_resolution else []
         names += ["loss_edge"] if self.config.edge else []
         sums = torch.zeros(len(names), device=self.process.device)
+        steps = min(len(self.loader), self.steps - self.epoch * len(self.loader))
         bar = tqdm(
-            self.loader,
-            desc=f"epoch {number}/{self.options.epochs}",
+            itertools.islice(self.loader, steps),
+            total=steps,
+            desc=f"epoch {number}/{self.epochs}",
             unit="step",
             disable=None if self.process.leads else True,  # None: shown in a terminal only
             leave=False,
         )
         for images, labels in bar:
-            loss = self._step(images, labels)
+            loss = self.step(images, labels)
             sums += torch.stack([part.detach() for part in loss if part is not None])
             bar.set_postfix(loss=f"{loss.total.item():.4f}", best=f"{max(self.best, 0):.4f}")
-        means = self.process.summed(sums) / (len(self.loader) * self.process.count)
+        means = self.process.summed(sums) / (steps * self.process.count)
         scores = self._validate()
         self.epoch = number
         named = dict(zip(names, means.tolist(), strict=True))
         return {"epoch": number, **named, **scores, "learning_rate": rate}
 
-    def _step(self, images: Tensor, labels: Tensor) -> Loss:
+    def step(self, images: Tensor, labels: Tensor) -> Loss:
+        """One optimisation step, with augmentation.
+
+        Args:
+            images: uint8 [B, C, crop, crop], as `loader` gives them.
+            labels: int32 [B, crop, crop].
+
+        Raises:
+            InputError: The loss is not finite; the weights are as before.
+        """
         device = self.process.device
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         if self.options.augment:

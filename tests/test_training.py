@@ -207,6 +207,28 @@ def test_same_seed_same_run(disk_folder, tmp_path):
     assert not same_tensors(weights["a"], weights["d"])
 
 
+def test_steps_end_the_run_within_an_epoch(disk_folder, tmp_path):
+    samples = Samples(find_pairs(disk_folder)[:6], 3, Labelling("instances", 2))
+    options = dataclasses.replace(OPTIONS, epochs=9, steps=5)  # of 3 steps each
+    trainer = training.Trainer(PLAIN, options, samples, samples, NAMES, tmp_path, CPU)
+    losses = {0: [], 1: []}
+    step = trainer.step
+
+    def noted(*batch):
+        loss = step(*batch)
+        losses[trainer.epoch].append(loss.total.item())
+        return loss
+
+    trainer.step = noted
+    trainer.run()
+    assert [len(some) for some in losses.values()] == [3, 2]
+    assert trainer.schedule.last_epoch == trainer.schedule.T_max == 5
+    assert trainer.schedule.get_last_lr()[0] <= 1e-9
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+    means = [np.mean(some) for some in losses.values()]
+    assert np.allclose([row["loss"] for row in rows(tmp_path)], means, rtol=1e-5)
+
+
 def test_workers_change_nothing(disk_folder, tmp_path):
     run(disk_folder, tmp_path / "here")
     run(disk_folder, tmp_path / "workers", workers=1)
@@ -504,6 +526,7 @@ def test_a_spoilt_last_step_leaves_the_checkpoint(disk_folder, tmp_path, monkeyp
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs and batch must be at least 1"),
+        ({"steps": -1}, "steps must be 0 or more, got -1"),
         ({"crop": 36}, "crop must be a multiple of 8"),
         ({"crop": 8}, "crop must be a multiple of 8 from 16 on"),
         ({"clip_norm": -1.0}, "clip norm must be 0 or more"),
