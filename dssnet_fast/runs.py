@@ -43,8 +43,13 @@ class Runs:
         return Runs(self.row + down, self.start + right, self.end + right, self.label)
 
 
-def find_runs(labels: np.ndarray) -> Runs:
-    """The runs of a class map, uint8 [H, W], 0 for background."""
+def find_runs(labels: np.ndarray, levels: np.ndarray | None = None) -> Runs:
+    """The runs of a class map.
+
+    Args:
+        labels: uint8 [H, W], 0 for background.
+        levels: uint8 [H, W], or None. All pixels of a run have one level.
+    """
     width = labels.shape[1]
     if not labels.size:
         none = np.zeros(0, np.int64)
@@ -52,6 +57,9 @@ def find_runs(labels: np.ndarray) -> Runs:
     flat = np.ascontiguousarray(labels).ravel()
     begins = np.empty(flat.size, bool)
     np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    if levels is not None:
+        flat_levels = np.ascontiguousarray(levels).ravel()
+        begins[1:] |= flat_levels[1:] != flat_levels[:-1]
     begins[::width] = True
     starts = np.flatnonzero(begins)
     ends = np.append(starts[1:], flat.size)
@@ -77,16 +85,9 @@ def connect(runs: Runs, alike: np.ndarray | None = None) -> np.ndarray:
     count = len(runs)
     if not count:
         return np.zeros(0, np.int64)
-    # As numbers that grow along rows and from row to row, with a gap after each row.
-    stride = int(runs.end.max()) + 1
-    start, end = runs.row * stride + runs.start, runs.row * stride + runs.end
-    # In the next row the runs that end after this one starts and start before it ends.
-    first = np.searchsorted(end, start + stride, side="right")
-    last = np.searchsorted(start, end + stride, side="left")
-    upper, lower = expand(first, np.maximum(last - first, 0))
-    joined = runs.label[upper] == runs.label[lower]
-    abutting = np.flatnonzero((end[:-1] == start[1:]) & (runs.label[:-1] == runs.label[1:]))
-    one, other = [upper[joined], abutting], [lower[joined], abutting + 1]
+    upper, lower = below(runs)
+    left = abutting(runs)
+    one, other = [upper, left], [lower, left + 1]
     if alike is not None:
         order = np.argsort(alike, kind="stable")
         equal = np.flatnonzero(alike[order][1:] == alike[order][:-1])
@@ -94,12 +95,59 @@ def connect(runs: Runs, alike: np.ndarray | None = None) -> np.ndarray:
         other.append(order[equal + 1])
     one, other = np.concatenate(one), np.concatenate(other)
     graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    component = connected_components(graph, directed=False)[1]
-    # Numbered by first runs.
-    _, first, component = np.unique(component, return_index=True, return_inverse=True)
+    return numbered(connected_components(graph, directed=False)[1])
+
+
+def below(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of runs of one class that touch with sides of pixels, in rows that follow each other.
+
+    Returns:
+        The upper and the lower run of each pair, int64 [pairs] each.
+    """
+    # As numbers that grow along rows and from row to row, with a gap after each row.
+    stride = int(runs.end.max(initial=0)) + 1
+    start, end = runs.row * stride + runs.start, runs.row * stride + runs.end
+    # In the next row the runs that end after this one starts and start before it ends.
+    first = np.searchsorted(end, start + stride, side="right")
+    last = np.searchsorted(start, end + stride, side="left")
+    upper, lower = expand(first, np.maximum(last - first, 0))
+    alike = runs.label[upper] == runs.label[lower]
+    return upper[alike], lower[alike]
+
+
+def abutting(runs: Runs) -> np.ndarray:
+    """int64, the runs after which, in the same row, the next one goes on with the same class."""
+    return np.flatnonzero(
+        (runs.row[:-1] == runs.row[1:])
+        & (runs.end[:-1] == runs.start[1:])
+        & (runs.label[:-1] == runs.label[1:])
+    )
+
+
+def numbered(owner: np.ndarray) -> np.ndarray:
+    """Any integers as int64 from 0 on, without gaps, in the order in which they first appear."""
+    _, first, index = np.unique(owner, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    return rank[component]
+    return rank[index]
+
+
+def join_abutting(runs: Runs, owner: np.ndarray) -> tuple[Runs, np.ndarray]:
+    """Runs with those that lie end to end and have one owner made one.
+
+    Args:
+        runs: The runs; those of one owner are of one class.
+        owner: integer [R].
+
+    Returns:
+        The runs, and their owners.
+    """
+    begins = np.ones(len(runs), bool)
+    left = abutting(runs)
+    begins[left + 1] = owner[left] != owner[left + 1]
+    first = np.flatnonzero(begins)
+    last = np.append(first[1:], len(runs)) - 1 if len(runs) else first
+    return Runs(runs.row[first], runs.start[first], runs.end[last], runs.label[first]), owner[first]
 
 
 def expand(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
