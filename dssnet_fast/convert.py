@@ -10,8 +10,8 @@ from pathlib import Path
 from dssnet_fast import cli
 from dssnet_fast.python_ref.errors import InputError
 
-# Worst relative error of the logits against the float64 reference. float32: accumulation order.
-# fp16: rounding every weight to 11 bits; with random weights 1e-3 was measured.
+# Worst relative error of logits and edges against the float64 reference. float32: the order of
+# additions. fp16: rounding every weight to 11 bits; with random weights 1e-3 was measured.
 TOLERANCE = {"fp32": 2e-5, "fp16": 1e-2}
 _VERIFIED_SIDE_PX = 1024
 _MEASURED_IMAGES = 32  # for layers to keep exact, which takes some dozens of runs over them
@@ -29,6 +29,11 @@ def make_parser() -> argparse.ArgumentParser:
         "-o", "--out", type=Path, default=None, help="weight file (default: beside the checkpoint)"
     )
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="fp32", help="of the file")
+    parser.add_argument(
+        "--no-edges",
+        action="store_true",
+        help="leave out the edge head, which tells touching nuclei apart, for a smaller file",
+    )
     parser.add_argument("--class-names", default=None, help="comma-separated, background first")
     parser.add_argument(
         "--mpp",
@@ -51,7 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
         const=True,
         default=None,
         metavar="FILE",
-        help="also write the folded graph as ONNX (default: beside the weight file)",
+        help="also write the folded graph up to the logits as ONNX, without the edge head "
+        "(default: beside the weight file)",
     )
     parser.add_argument(
         "--int8", action="store_true", help="also store what int8 needs; see --calibrate"
@@ -96,6 +102,8 @@ def body(arguments: argparse.Namespace) -> None:
         kind = checkpoint.kind
         folded = weights.fold_checkpoint(checkpoint)
         reference = checkpoint.reference()
+    if arguments.no_edges:
+        folded = folded.without_edges()
     if arguments.class_names is not None:
         folded = replace(
             folded, class_names=cli.class_names(arguments.class_names, folded.config.classes)
@@ -121,9 +129,11 @@ def body(arguments: argparse.Namespace) -> None:
         found = None
         if not arguments.allow_nonfinite:
             found = parity.compare(net, reference, images)
-            if not found.error <= TOLERANCE[arguments.dtype]:
+            errors = [error for error in (found.error, found.edge_error) if error is not None]
+            if not all(error <= TOLERANCE[arguments.dtype] for error in errors):
+                worst = ", edges by ".join(f"{error:.1e}" for error in errors)
                 raise InputError(
-                    f"{source}: converted weights differ from the reference by {found.error:.1e} "
+                    f"{source}: converted weights differ from the reference by {worst} "
                     f"(limit {TOLERANCE[arguments.dtype]:.0e}); nothing was written"
                 )
 
@@ -131,7 +141,9 @@ def body(arguments: argparse.Namespace) -> None:
     after = sum(value.numel() for value in folded.tensors.values())
     side = 512
     macs_before = macs.reference(config, side, side) / 1e9
-    macs_after = sum(macs.folded(config, side, side).values()) / 1e9
+    stages = macs.folded(config, side, side)
+    macs_of_edges = stages.pop("edges", 0) / 1e9
+    macs_after = sum(stages.values()) / 1e9
     size = out.stat().st_size / 1e6
     print(f"{source}: {kind}, sha256 {folded.source_digest[:12]}")
     print(f"  network     {describe(config)}")
@@ -139,7 +151,8 @@ def body(arguments: argparse.Namespace) -> None:
     if folded.mpp is not None:
         print(f"  scale       {folded.mpp} micrometres per px")
     print(f"  parameters  {before:,} in training -> {after:,}")
-    print(f"  MACs        {macs_before:.2f} -> {macs_after:.2f} G for {side}x{side}")
+    said = f", edges {macs_of_edges:.2f} G" if config.edge else ""
+    print(f"  MACs        {macs_before:.2f} -> {macs_after:.2f} G for {side}x{side}{said}")
     if found is None:
         print("  parity      not checked: non-finite weights are allowed")
     else:
@@ -147,6 +160,8 @@ def body(arguments: argparse.Namespace) -> None:
             f"  parity      worst relative error {found.error:.1e}, labels equal "
             f"{found.labels:.4%}, {found.images} images, against the reference in float64"
         )
+    if found is not None and found.edge_error is not None:
+        print(f"  edges       worst relative error {found.edge_error:.1e}")
     if calibrated is not None:
         print(f"  int8        {calibrated}")
     print(f"  written     {out} ({size:.1f} MB, {arguments.dtype})")
@@ -204,7 +219,7 @@ def describe(config) -> str:
     return (
         f"{config.blocks} {config.block} blocks, width {config.width}, features "
         f"{config.features}, {config.in_channels} -> {config.classes} channels, "
-        f"{config.upsampling} up-sampling"
+        f"{config.upsampling} up-sampling, {'with' if config.edge else 'no'} edge head"
     )
 
 

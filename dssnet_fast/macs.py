@@ -34,7 +34,10 @@ def reference(config: DSSNetConfig, height: int, width: int) -> int:
 
 
 def folded(config: DSSNetConfig, height: int, width: int) -> dict[str, int]:
-    """Of each stage of the folded graph on one image; both sides multiples of 8."""
+    """Of each stage of the folded graph on one image; both sides multiples of 8.
+
+    `edges`, where the network has an edge head, holds the FFM, too, as `fuse` does.
+    """
     config = inference_config(config)
     shapes = folded_shapes(config)
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -43,9 +46,11 @@ def folded(config: DSSNetConfig, height: int, width: int) -> dict[str, int]:
     x0 = backend.downsample(image)
     features = backend.extract(x0)
     y = backend.fuse(*features)
+    edges = {"edges": count(lambda: backend.edges(*features))} if config.edge else {}
     return {
         "downsample": count(lambda: backend.downsample(image)),
         "extract": count(lambda: backend.extract(x0)),
         "fuse": count(lambda: backend.fuse(*features)),
         "segment": count(lambda: backend.segment(y, "logits")),
+        **edges,
     }

@@ -178,6 +178,16 @@ class FastDSSNet(nn.Module):
         return self.config.context_px
 
     @property
+    def has_edges(self) -> bool:
+        """Whether the weights carry an edge head, which tells touching nuclei apart."""
+        return self.config.edge
+
+    @property
+    def edge_context_px(self) -> int:
+        """`context_px` where edges are asked for."""
+        return self.config.edge_context_px
+
+    @property
     def digest(self) -> str:
         """SHA-256 of config and weights, hexadecimal: equal networks give equal answers."""
         return self.folded_weights().digest
@@ -237,54 +247,68 @@ class FastDSSNet(nn.Module):
         Args:
             image: uint8 [H, W, 3] or [B, H, W, 3] (a network for gray images: [H, W], [H, W, 1] or
                 [B, H, W, 1]), NumPy array or torch tensor on any device, in any memory layout.
-            output: `labels`, `probabilities` or `logits`.
+            output: `labels`, `probabilities`, `logits`, or `edges` where `has_edges`.
 
         Returns:
-            uint8 labels [H, W] or [B, H, W], or float32 [H, W, classes] or [B, H, W, classes]; the
-            same kind as `image`, on the same device.
+            uint8 labels [H, W] or [B, H, W], float32 [H, W, classes] or [B, H, W, classes], or
+            float32 edges [H, W] or [B, H, W], see `decide`; the same kind as `image`, on the same
+            device.
 
         Raises:
             TypeError: Not an array or tensor of uint8.
-            ValueError: The shape is another, or `output` is none of the three.
+            ValueError: The shape is another, or `output` is none of the four.
+            InputError: Edges are asked for and the weights have no edge head.
         """
-        backends.check_output(output)
+        if output == backends.EDGES:
+            backends.check_edges(self.config)
+            return self._like(image, self._infer_edges(self._as_batch(image).to(self.device)))
+        backends.check_output(output, (*backends.OUTPUTS, backends.EDGES))
         return self._like(image, self._run(self._as_batch(image).to(self.device), output))
 
-    def decide(self, image: Image, core: Box | None = None) -> tuple[Image, Image]:
+    def decide(
+        self, image: Image, core: Box | None = None, edges: bool = False
+    ) -> tuple[Image, ...]:
         """Segment a part of images: what `predict` says there, for less work.
 
-        A part whose image reaches `context_px` around it, to multiples of 8 px, gets the answer
-        that it has in a larger image; in fp32 the last digits may differ from that.
+        A part whose image reaches `context_px` around it, with edges `edge_context_px`, to
+        multiples of 8 px, gets the answer that it has in a larger image; in fp32 the last digits
+        may differ from that, but not on the backend `cpu`.
 
         Args:
             image: As for `predict`.
             core: The part, px of the image, the same in all of a batch; by default everything.
+            edges: Whether the edge map is wanted, too.
 
         Returns:
             labels: uint8 [h, w] or [B, h, w] of the core, those of `predict`.
             probability: float32, the same shape: each label's.
-            Both are the same kind as `image`, on the same device.
+            edges: float32, the same shape, only where it is asked for: what the edge head says of
+                the pixel at half resolution that each pixel lies in, after training near 1 on
+                borders of nuclei, also where they touch, and near 0 elsewhere.
+            All are the same kind as `image`, on the same device.
 
         Raises:
             TypeError: Not an array or tensor of uint8.
             ValueError: The shape is another.
-            InputError: `core` is no box in the image, or the network's answer is not finite.
+            InputError: `core` is no box in the image, the network's answer is not finite, or edges
+                are asked for and the weights have no edge head.
         """
+        if edges:
+            backends.check_edges(self.config)
         batch = self._as_batch(image)
         height, width = batch.shape[1:3]
         core = Box(0, 0, height, width) if core is None else core
         _check_core(core, height, width)
         batch = batch.to(self.device)
         if torch.compiler.is_compiling():
-            answers = self._operators().decide(batch, core)
+            answers = self._operators().decide(batch, core, edges)
         else:
-            answers = backends.decide(self._backend, batch, core)
-        if not answers[1].isfinite().all():
+            answers = backends.decide(self._backend, batch, core, edges)
+        if not all(answer.isfinite().all() for answer in answers[1:]):
             raise InputError(
                 "the network's answer is not finite; use --precision fp32, or check the weights"
             )
-        labels, probability = (self._like(image, answer) for answer in answers)
-        return labels, probability
+        return tuple(self._like(image, answer) for answer in answers)
 
     def segment_slide(
         self, path: str | os.PathLike, out: str | os.PathLike, **options: object
@@ -314,7 +338,7 @@ class FastDSSNet(nn.Module):
         return segment_slide(self, path, out, **options)
 
     def downsample(self, image: Tensor) -> Tensor:
-        """Stage 1; see `dssnet_fast.backends.Backend`, as for the other three."""
+        """Stage 1; see `dssnet_fast.backends.Backend`, as for the others."""
         return self._stages.downsample(image)
 
     def extract(self, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,6 +348,11 @@ class FastDSSNet(nn.Module):
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
         return self._stages.fuse(shallow, deep)
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head, where `has_edges`."""
+        backends.check_edges(self.config)
+        return self._stages.edges(shallow, deep)
 
     def segment(self, y: Tensor, output: str = "labels") -> Tensor:
         """Stage 4."""
@@ -343,6 +372,11 @@ class FastDSSNet(nn.Module):
         if torch.compiler.is_compiling():
             return self._operators().infer(image.detach(), output)
         return backends.infer(self._backend, image, output, self.config.classes)
+
+    def _infer_edges(self, image: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._operators().infer_edges(image)
+        return backends.infer_edges(self._backend, image)
 
     @staticmethod
     def _like(image: Image, answer: Tensor) -> Image:

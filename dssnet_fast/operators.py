@@ -1,12 +1,13 @@
 """The network as operators of torch: what `torch.compile` and `torch.export` see of it.
 
-`dssnet_fast::infer` is the whole network, `decide` is its labels and their probabilities for a part
-of the images, `downsample`, `extract`, `fuse` and `segment` are its stages. They take what
-`dssnet_fast.backends.Backend` takes, the first two images of any size, and return new, contiguous
-tensors. An operator knows of no network: the folded weights are among its arguments, in the order
-of their names, and config, backend and precision are strings. So an exported program is whole: in
-another process it runs after `import dssnet_fast.operators` and `torch.export.load`, nothing else.
-None has a gradient.
+`dssnet_fast::infer` is the whole network, `infer_edges` gives its edge map; `decide` is its labels
+and their probabilities for a part of the images, `decide_with_edges` these and the edge map; and
+`downsample`, `extract`, `fuse`, `edges` and `segment` are its stages. They take what
+`dssnet_fast.backends.Backend` takes, the first five images of any size, and return new, contiguous
+tensors; edges of whole images are at full resolution. An operator knows of no network: the folded
+weights are among its arguments, in the order of their names, and config, backend and precision are
+strings. So an exported program is whole: in another process it runs after
+`import dssnet_fast.operators` and `torch.export.load`, nothing else. None has a gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from torch import Tensor
 from torch.library import custom_op
 
 from dssnet_fast import backends
-from dssnet_fast.backends import PRECISIONS, Backend, check_output, image_size, new_answer
+from dssnet_fast.backends import (
+    PRECISIONS,
+    Backend,
+    check_edges,
+    check_output,
+    image_size,
+    new_answer,
+)
 from dssnet_fast.checkpoint import problems_with_keys
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.errors import InputError
@@ -53,12 +61,17 @@ class Operators(NamedTuple):
     precision: str
 
     def infer(self, image: Tensor, output: str) -> Tensor:
-        """All stages."""
+        """All stages but the edge head."""
         return infer(image, *self, output)
 
-    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
-        """All stages for a part of the images, any box in them."""
-        return decide(image, *self, list(astuple(core)))
+    def infer_edges(self, image: Tensor) -> Tensor:
+        """The edge map at full resolution."""
+        return infer_edges(image, *self)
+
+    def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
+        """All stages for a part of the images, any box in them; edges at full resolution."""
+        operator = decide_with_edges if edges else decide
+        return operator(image, *self, list(astuple(core)))
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -71,6 +84,10 @@ class Operators(NamedTuple):
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
         return fuse(shallow, deep, *self)
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head."""
+        return edges(shallow, deep, *self)
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
@@ -203,9 +220,19 @@ def _new(x: Tensor) -> Tensor:
     return x if x.stride() == promised else x.clone(memory_format=torch.contiguous_format)
 
 
+def _of_edges(weights, config, backend, precision) -> Backend:
+    """The backend of a network with an edge head.
+
+    Raises:
+        InputError: It has none.
+    """
+    check_edges(_config(config))
+    return _cache.get(Operators(weights, config, backend, precision))
+
+
 @_operator("infer", "Tensor image, network, str output", "Tensor")
 def infer(image, weights, config, backend, precision, output):
-    """All stages, on images of any size."""
+    """All stages but the edge head, on images of any size."""
     check_output(output)
     packed = _cache.get(Operators(weights, config, backend, precision))
     return _new(backends.infer(packed, image, output, _config(config).classes))
@@ -214,6 +241,18 @@ def infer(image, weights, config, backend, precision, output):
 @infer.register_fake
 def _(image, weights, config, backend, precision, output):
     return new_answer(image, image_size(image), output, _config(config).classes)
+
+
+@_operator("infer_edges", "Tensor image, network", "Tensor")
+def infer_edges(image, weights, config, backend, precision):
+    """The edge map of images of any size."""
+    packed = _of_edges(weights, config, backend, precision)
+    return _new(backends.infer_edges(packed, image))
+
+
+@infer_edges.register_fake
+def _(image, weights, config, backend, precision):
+    return image.new_empty(image_size(image), dtype=torch.float32)
 
 
 @_operator("decide", "Tensor image, network, int[] core", "(Tensor, Tensor)")
@@ -225,9 +264,26 @@ def decide(image, weights, config, backend, precision, core):
 
 @decide.register_fake
 def _(image, weights, config, backend, precision, core):
+    return _decisions(image, core, torch.uint8, torch.float32)
+
+
+@_operator("decide_with_edges", "Tensor image, network, int[] core", "(Tensor, Tensor, Tensor)")
+def decide_with_edges(image, weights, config, backend, precision, core):
+    """As `decide`, and the edge map."""
+    packed = _of_edges(weights, config, backend, precision)
+    return tuple(map(_new, backends.decide(packed, image, Box(*core), edges=True)))
+
+
+@decide_with_edges.register_fake
+def _(image, weights, config, backend, precision, core):
+    return _decisions(image, core, torch.uint8, torch.float32, torch.float32)
+
+
+def _decisions(image: Tensor, core: Sequence[int], *dtypes: torch.dtype) -> tuple[Tensor, ...]:
+    """Memory for answers to a part of the images."""
     top, left, bottom, right = core
     size = (image_size(image)[0], bottom - top, right - left)
-    return image.new_empty(size, dtype=torch.uint8), image.new_empty(size, dtype=torch.float32)
+    return tuple(image.new_empty(size, dtype=dtype) for dtype in dtypes)
 
 
 @_operator("downsample", "Tensor image, network", "Tensor")
@@ -269,6 +325,20 @@ def _(shallow, deep, weights, config, backend, precision):
     batch, height, width, _ = shallow.shape
     shape = (batch, UPSAMPLING * height, UPSAMPLING * width, HEAD_CHANNELS)
     return shallow.new_empty(shape, dtype=PRECISIONS[precision])
+
+
+@_operator("edges", "Tensor shallow, Tensor deep, network", "Tensor")
+def edges(shallow, deep, weights, config, backend, precision):
+    """The edge head."""
+    packed = _of_edges(weights, config, backend, precision)
+    return _new(packed.edges(shallow, deep))
+
+
+@edges.register_fake
+def _(shallow, deep, weights, config, backend, precision):
+    batch, height, width, _ = shallow.shape
+    size = (batch, UPSAMPLING * height, UPSAMPLING * width)
+    return shallow.new_empty(size, dtype=torch.float32)
 
 
 @_operator("segment", "Tensor y, network, str output", "Tensor")

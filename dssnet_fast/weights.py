@@ -38,7 +38,8 @@ from dssnet_fast.python_ref.released import load_released, to_released
 from dssnet_fast.quantisation import Quantisation
 
 FORMAT = "dssnet_fast.weights"
-FORMAT_VERSION = 1
+# Files without an edge head are of version 1, which everybody reads.
+FORMAT_VERSION, EDGE_FORMAT_VERSION = 1, 2
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 FOLDING = ("weight_norm", "downsample.project")
 
@@ -59,6 +60,11 @@ _NAMES = (
     ("segmentation.reduce", "fuse.reduce"),
     ("segmentation.narrow_activation.weight", "segment.narrow.slope"),
     ("segmentation", "segment"),
+    ("edge.0", "edge.first"),
+    ("edge.1.weight", "edge.first.slope"),
+    ("edge.2", "edge.inner"),
+    ("edge.3", "edge.outer"),
+    ("edge.4", "edge.last"),
 )
 _RULES = [
     (re.compile(re.escape(own).replace(r"\#", r"(\d+)") + r"(\..+|)"), stage)
@@ -83,7 +89,8 @@ class FoldedWeights:
     """Everything inference needs of a trained network.
 
     Attributes:
-        config: The network's, without the training-only branches.
+        config: The network's, without the training-only branch; `edge` says whether they have an
+            edge head.
         tensors: Stage name, such as `extract.blocks.0.squeeze.weight`, to float32 CPU tensor.
             Convolutions are [O, I, k, k] with `bias` [O]; `slope` [1] is a PReLU's.
         class_names: Background first.
@@ -109,6 +116,11 @@ class FoldedWeights:
         prefix = json.dumps(same, sort_keys=True)
         return tensors_digest({prefix + key: value for key, value in self.tensors.items()})
 
+    def without_edges(self) -> FoldedWeights:
+        """These weights without the edge head."""
+        tensors = {k: v for k, v in self.tensors.items() if not k.startswith("edge.")}
+        return replace(self, config=replace(self.config, edge=False), tensors=tensors)
+
     def rounded(self, dtype: str) -> FoldedWeights:
         """These weights as a file of `dtype` would give them back.
 
@@ -127,8 +139,8 @@ class FoldedWeights:
 
 
 def inference_config(config: DSSNetConfig) -> DSSNetConfig:
-    """`config` without the branches that only training needs."""
-    return replace(config, super_resolution=False, edge=False)
+    """`config` without the branch that only training needs."""
+    return replace(config, super_resolution=False)
 
 
 def fold_checkpoint(checkpoint: Checkpoint) -> FoldedWeights:
@@ -205,7 +217,7 @@ def save(weights: FoldedWeights, path: str | os.PathLike, dtype: str = "fp32") -
     weights.rounded(dtype)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(EDGE_FORMAT_VERSION if weights.config.edge else FORMAT_VERSION),
         "config": json.dumps(weights.config.to_dict()),
         "class_names": json.dumps(weights.class_names),
         "source_sha256": weights.source_digest,
@@ -266,10 +278,10 @@ def load(path: str | os.PathLike, allow_nonfinite: bool = False) -> FoldedWeight
         )
     try:
         version = int(metadata["format_version"])
-        if version > FORMAT_VERSION:
+        if version > EDGE_FORMAT_VERSION:
             raise InputError(
                 f"{path}: has format version {version}, this dssnet_fast reads up to "
-                f"{FORMAT_VERSION}; upgrade dssnet_fast"
+                f"{EDGE_FORMAT_VERSION}; upgrade dssnet_fast"
             )
         config = DSSNetConfig.from_dict(json.loads(metadata["config"]))
         names = tuple(str(name) for name in json.loads(metadata["class_names"]))

@@ -25,7 +25,7 @@ class DSSNetConfig:
         blocks: Number of feature extraction blocks, 1 to 16 (paper, Table 3).
         block: Kind of block (paper, Fig. 5): `wneck`, `wdsr_b`, `bottleneck` or `basic`.
         super_resolution: Whether the training-only reconstruction branch exists (paper, Table 4).
-        edge: Whether the training-only edge branch exists (paper, Table 4).
+        edge: Whether the edge branch exists (paper, Table 4).
         upsampling: How the FFM goes from 1/8 to 1/2 resolution: `nearest` (as released) or
             `pixel_shuffle` (learned: 1x1 convolution to 16 times the channels, then PixelShuffle).
 
@@ -65,6 +65,14 @@ class DSSNetConfig:
         return 2 + 2 * 2 + 2
 
     @property
+    def edge_answer_context_px(self) -> int:
+        """What of `edge_context_px` the FFM and the edge head reach, in whole cells of 8 px.
+
+        Their five 3x3 convolutions at 1/2 resolution reach 10 px.
+        """
+        return 2 * 8
+
+    @property
     def context_px(self) -> int:
         """Pixels to each side of an output pixel that can influence it; a multiple of 8.
 
@@ -73,8 +81,17 @@ class DSSNetConfig:
         8 px, the down-samplers 4 + 2 + 1 px and the stem 1 px. For crops that begin at a multiple
         of 8 this is exact: 264 px for ten W-NECK blocks.
         """
+        return self.answer_context_px + self._features_context_px
+
+    @property
+    def edge_context_px(self) -> int:
+        """The same for the edge map, a cell more: 272 px for ten W-NECK blocks."""
+        return self.edge_answer_context_px + self._features_context_px
+
+    @property
+    def _features_context_px(self) -> int:
         cells = 1 + self.blocks * _BLOCK_RADIUS_CELLS[self.block]
-        return self.answer_context_px + 8 * cells + 4 + 2 + 1 + 1
+        return 8 * cells + 4 + 2 + 1 + 1
 
     def to_dict(self) -> dict[str, int | str | bool]:
         """The fields as plain values, for JSON."""

@@ -197,6 +197,10 @@ class DSSNet(nn.Module):
         """Stage 3: two [B, features, h, w] -> [B, 32, 4h, 4w]."""
         return self._reduce(self.ffm(torch.cat([shallow, deep], dim=1)))
 
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head, where there is one: two [B, features, h, w] -> [B, 1, 4h, 4w]."""
+        return self.edge(self.ffm(torch.cat([shallow, deep], dim=1)))
+
     def segment(self, y: Tensor) -> Tensor:
         """Stage 4: [B, 32, H/2, W/2] -> logits [B, classes, H, W]."""
         return self.segmentation(y)

@@ -20,6 +20,9 @@ from dssnet_fast.quantisation import Quantisation, layer_names, step_names
 from networks import CONFIGS, random_network
 
 
+LAYERS = ("first", "inner", "outer", "last")  # of the edge head
+
+
 @pytest.fixture
 def folded():
     return weights.fold_checkpoint(from_state(released_state(random_network())))
@@ -51,11 +54,42 @@ def test_metadata_is_readable_by_anyone(folded, file):
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     assert metadata["format"] == "dssnet_fast.weights"
-    assert metadata["format_version"] == "1"
+    assert metadata["format_version"] == "2"
     assert json.loads(metadata["config"]) == folded.config.to_dict()
     assert json.loads(metadata["class_names"]) == ["background", "nucleus"]
     assert len(metadata["source_sha256"]) == 64
     assert json.loads(metadata["folding"]) == ["weight_norm", "downsample.project"]
+
+
+def test_files_without_an_edge_head_are_what_older_versions_wrote(folded, file, tmp_path):
+    plain, old = folded.without_edges(), tmp_path / "old.safetensors"
+    assert folded.config.edge
+    assert not plain.config.edge
+    assert {name for name in folded.tensors if name not in plain.tensors} == {
+        *(f"edge.{layer}.{leaf}" for layer in LAYERS for leaf in ("weight", "bias")),
+        "edge.first.slope",
+    }
+    weights.save(plain, old)
+    with safe_open(old, framework="pt") as opened:
+        metadata = opened.metadata()
+        assert not [name for name in opened.keys() if name.startswith("edge")]  # noqa: SIM118
+    assert metadata["format_version"] == "1"
+    assert weights.load(old).digest == plain.digest != folded.digest
+    # Beside other metadata either is damaged, not misread.
+    as_old = {**metadata, "format_version": "1"}
+    rewrite(file, change_metadata=lambda _: as_old)
+    with pytest.raises(InputError, match=r"unexpected: edge\.first\.bias"):
+        weights.load(file)
+    with_edges = json.dumps(folded.config.to_dict())
+    rewrite(old, change_metadata=lambda m: {**m, "config": with_edges})
+    with pytest.raises(InputError, match=r"missing: edge\.first\.bias"):
+        weights.load(old)
+
+
+def test_readers_of_version_1_refuse_edges(file, monkeypatch):
+    monkeypatch.setattr(weights, "EDGE_FORMAT_VERSION", 1)
+    with pytest.raises(InputError, match=r"has format version 2, .* reads up to 1; upgrade"):
+        weights.load(file)
 
 
 def test_fp16_file_is_half_the_size_and_rounds_once(folded, file, tmp_path):
@@ -90,7 +124,6 @@ def test_int8_comes_back_with_the_weights(folded, tmp_path):
     assert back.digest == folded.rounded("fp16").digest
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    assert metadata["format_version"] == "1"
     assert json.loads(metadata["int8"])["images"] == 7
 
 
@@ -157,6 +190,8 @@ def test_int8_has_names_for_all_that_is_convolved(name):
     shapes = weights.folded_shapes(CONFIGS[name])
     convolutions = {key.removesuffix(".weight") for key in shapes if key.endswith(".weight")}
     convolutions -= {"segment.inner", "segment.outer", "fuse.mix"}
+    # The edge head reads what `fuse.reduce` reads, and continues in a higher precision.
+    convolutions -= {f"edge.{layer}" for layer in LAYERS}
     blocks = {key.rpartition(".")[0] for key in convolutions if ".blocks." in key}
     single = {key for key in convolutions if ".blocks." not in key}
     assert set(layer_names(CONFIGS[name])) == blocks | single | {"segment.tail"}
@@ -180,8 +215,13 @@ def test_unfolding_gives_back_the_function(name):
     images = parity.random_images(network.config)
     for image in images:
         expected = parity.reference_logits(network, image)
-        again = parity.reference_logits(weights.unfold(folded), image)
+        unfolded = weights.unfold(folded)
+        again = parity.reference_logits(unfolded, image)
         assert parity.relative_error(again, expected) <= 1e-6
+        if network.config.edge:
+            expected = parity.reference_edges(network, image)
+            again = parity.reference_edges(unfolded, image)
+            assert parity.relative_error(again, expected) <= 1e-6
 
 
 def test_damage_is_named(folded, file, tmp_path):
@@ -260,6 +300,10 @@ def test_macs_agree_with_a_count_by_hand():
     assert stages["fuse"] == 84 * 84 * cells + products + 84 * 32 * 9 * half
     border = 2 * (20 * 20 * 3 * 514 + 20 * 3 * 3 * 512) + 2 * (20 * 20 * 3 + 20 * 3 * 3) * 512
     assert stages["segment"] == (32 * 20 + 20 * 12) * 9 * half + border
+    ffm = 84 * 84 * cells + products
+    border = (84 * 84 + 84) * 3 * 4 * 256 + 2 * 84 * 84 * 3 * 2
+    assert stages["edges"] == ffm + (84 * 84 * 9 + 84 * 25 + 9) * half + border
+    assert "edges" not in macs.folded(replace(config, edge=False), 512, 512)
 
 
 def test_the_scale_of_the_images_is_kept_and_nonsense_refused(folded, tmp_path):

@@ -39,6 +39,7 @@ PRECISIONS = {
     "int8": torch.float32,
 }
 OUTPUTS = ("labels", "probabilities", "logits")
+EDGES = "edges"  # what `FastDSSNet.predict` gives beside them
 
 
 class BackendUnavailable(InputError):
@@ -55,17 +56,22 @@ class Backend(Protocol):
     def infer(self, image: Tensor, output: str) -> Tensor:
         """All stages at once: what `downsample` takes, what `segment` returns."""
 
-    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+    def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
         """All stages for a part of the images, computing little else.
 
         Args:
             image: What `downsample` takes.
             core: The part, px; its edges are multiples of 8.
+            edges: Whether the edge map is wanted, too; only where the weights have an edge head.
 
         Returns:
             labels: [B, h, w] uint8, those of `infer` in the core.
             probability: [B, h, w] float32, each label's; not finite where a logit is not.
+            edges: [B, h/2, w/2] float32, that of `infer_edges`; only where it is wanted.
         """
+
+    def infer_edges(self, image: Tensor) -> Tensor:
+        """The edge map alone: what `downsample` takes, what `edges` returns."""
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1.
@@ -83,6 +89,9 @@ class Backend(Protocol):
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3: two [B, h, w, features] -> [B, 4h, 4w, 32]."""
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head: what `fuse` takes -> edge map, [B, 4h, 4w] float32."""
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4: [B, H/2, W/2, 32] -> the answer.
@@ -246,10 +255,20 @@ def start(choice: Choice, requested: str, weights: FoldedWeights) -> tuple[Choic
         choice = choose(requested, choice.device, choice.precision, weights.config, failed)
 
 
-def check_output(output: str) -> None:
-    """Raise ValueError if `output` is none of `OUTPUTS`."""
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+def check_output(output: str, known: tuple[str, ...] = OUTPUTS) -> None:
+    """Raise ValueError if `output` is none of the known ones."""
+    if output not in known:
+        raise ValueError(f"output must be one of {known}, got {output!r}")
+
+
+def check_edges(config: DSSNetConfig) -> None:
+    """Raise InputError unless the network has an edge head."""
+    if not config.edge:
+        raise InputError(
+            "these weights have no edge head: the network was trained without one, or the file was "
+            "converted with --no-edges or before files could hold it; convert the training "
+            "checkpoint again with: python -m dssnet_fast.convert CHECKPOINT"
+        )
 
 
 def image_size(image: Tensor) -> tuple[int, int, int]:
@@ -285,21 +304,51 @@ def infer(backend: Backend, image: Tensor, output: str, classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def decide(backend: Backend, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
-    """Labels and their probabilities for a part of images of any size, see `Backend.decide`.
+def infer_edges(backend: Backend, image: Tensor) -> Tensor:
+    """The edge map of images of any size, at full resolution.
+
+    Args:
+        backend: Who computes; its weights have an edge head.
+        image: As for `infer`.
+
+    Returns:
+        [B, H, W] float32: of each pixel that of the pixel at 1/2 resolution it lies in.
+    """
+    batch, height, width = size = image_size(image)
+    if batch == 0:
+        return image.new_empty(size, dtype=torch.float32)
+    return _doubled(backend.infer_edges(_of_whole_cells(image)))[:, :height, :width]
+
+
+@torch.no_grad()
+def decide(backend: Backend, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
+    """What `Backend.decide` gives for a part of images of any size, at full resolution.
 
     Args:
         backend: Who computes.
         image: As for `infer`.
         core: The part, px: any box of at least one pixel in the image.
+        edges: See `Backend.decide`.
+
+    Returns:
+        Labels, their probabilities and, where they are wanted, edges, [B, h, w] each.
     """
     shape = (image_size(image)[0], core.height, core.width)
     if shape[0] == 0:
-        return image.new_empty(shape, dtype=torch.uint8), image.new_empty(shape).float()
+        dtypes = (torch.uint8, torch.float32, torch.float32)[: 3 if edges else 2]
+        return tuple(image.new_empty(shape, dtype=dtype) for dtype in dtypes)
     cells = core.rounded_out(SCALE)
     place = (slice(None), *core.within(cells))
-    labels, probability = backend.decide(_of_whole_cells(image), cells)
-    return labels[place], probability[place]
+    answers = backend.decide(_of_whole_cells(image), cells, edges)
+    if edges:
+        *decisions, edge_map = answers
+        answers = (*decisions, _doubled(edge_map))
+    return tuple(answer[place] for answer in answers)
+
+
+def _doubled(edges: Tensor) -> Tensor:
+    """[B, h, w] -> [B, 2h, 2w], each value four times."""
+    return edges.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
 
 
 def _of_whole_cells(image: Tensor) -> Tensor:

@@ -53,17 +53,30 @@ def by_whole(
 
 
 def by_stages(
-    backend: Backend, config: DSSNetConfig, image: Tensor, core: Box
-) -> tuple[Tensor, Tensor]:
-    """`Backend.decide` with the stages, the last two of which see little but the core."""
-    image, core = crop_image(image, core, config.context_px)
+    backend: Backend, config: DSSNetConfig, image: Tensor, core: Box, edges: bool = False
+) -> tuple[Tensor, ...]:
+    """`Backend.decide` with the stages, the last of which see little but the core."""
+    context = config.edge_context_px if edges else config.context_px
+    of_answer = config.edge_answer_context_px if edges else config.answer_context_px
+    image, core = crop_image(image, core, context)
     features = backend.extract(backend.downsample(image))
     height, width = image_size(image)[1:]
-    seen = core.around(config.answer_context_px, Box(0, 0, height, width))
-    at = (
+    seen = core.around(of_answer, Box(0, 0, height, width))
+    features = tuple(part[_at(seen, 8)] for part in features)
+    inner = core.seen_from(seen)
+    decided = from_logits(backend.segment(backend.fuse(*features), "logits")[_at(inner, 1)])
+    return (*decided, backend.edges(*features)[_at(inner, 2)]) if edges else decided
+
+
+def infer_edges(backend: Backend, image: Tensor) -> Tensor:
+    """`Backend.infer_edges` with the stages."""
+    return backend.edges(*backend.extract(backend.downsample(image)))
+
+
+def _at(box: Box, scale: int) -> tuple[slice, slice, slice]:
+    """The place of a box, px, in maps [B, h, w] or [B, h, w, C] at 1/scale resolution."""
+    return (
         slice(None),
-        slice(seen.top // 8, seen.bottom // 8),
-        slice(seen.left // 8, seen.right // 8),
+        slice(box.top // scale, box.bottom // scale),
+        slice(box.left // scale, box.right // scale),
     )
-    logits = backend.segment(backend.fuse(*(part[at] for part in features)), "logits")
-    return from_logits(logits[(slice(None), *core.within(seen))])

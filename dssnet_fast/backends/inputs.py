@@ -50,11 +50,11 @@ def check_map(name: str, x: Tensor, channels: int, dtype: torch.dtype) -> None:
         raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
 
 
-def check_features(shallow: Tensor, deep: Tensor) -> None:
+def check_features(stage: str, shallow: Tensor, deep: Tensor) -> None:
     """Raise ValueError unless both have one shape."""
     if shallow.shape != deep.shape:
         raise ValueError(
-            f"fuse: shallow and deep must have one shape, "
+            f"{stage}: shallow and deep must have one shape, "
             f"got {list(shallow.shape)} and {list(deep.shape)}"
         )
 

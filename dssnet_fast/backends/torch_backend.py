@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +17,9 @@ from dssnet_fast.tiling import Box
 from dssnet_fast.weights import DOWNSAMPLERS, FoldedWeights
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+# Two convolutions with nothing between them, at the end of either head.
+_COMPOSED = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
 
 
 def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str | None:
@@ -41,36 +46,53 @@ def make(weights: FoldedWeights, device: torch.device, precision: str) -> TorchB
     return TorchBackend(weights, device, DTYPES[precision])
 
 
-class TorchBackend:
-    """The four stages; see `dssnet_fast.backends.Backend`.
+class EdgeStage:
+    """The FFM and the edge head: what backends without kernels for the latter share.
 
-    Convolutions run in `dtype` on maps in channels-last memory, all but the last: its result is
+    Convolutions run in `dtype` on maps in channels-last memory, all but the last: their result is
     the answer and stays in float32, as it would in a kernel's accumulators.
     """
 
+    # Of the weights that are packed.
+    _PREFIXES = ("fuse.mix.", "fuse.smooth.", "edge.")
+
     def __init__(self, weights: FoldedWeights, device: torch.device, dtype: torch.dtype) -> None:
+        tensors = {k: v for k, v in weights.tensors.items() if k.startswith(self._PREFIXES)}
         self.config = weights.config
         self.dtype = dtype
         self._device = device
         # A PReLU with one slope is a leaky ReLU, which PyTorch can run in place.
         self._slopes = {
             name.removesuffix(".slope"): float(value)
-            for name, value in weights.tensors.items()
+            for name, value in tensors.items()
             if name.endswith(".slope")
         }
         self._weights: dict[str, Tensor] = {}
-        for name, value in weights.tensors.items():
+        for name, value in tensors.items():
             self._add(name, value, dtype)
-        exact = {name: value.double() for name, value in weights.tensors.items()}
         if self.config.upsampling == "nearest":
-            kernels = fold.cell_kernels(exact["fuse.smooth.weight"])
+            kernels = fold.cell_kernels(tensors["fuse.smooth.weight"].double())
             self._cell_kernels = tuple(self._packed(kernel, dtype) for kernel in kernels)
-        tail = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
-        for name in tail:
-            self._add(f"segment.{name}", exact[f"segment.{name}"], torch.float32)
-        composed, bias = fold.compose(*(exact[f"segment.{name}"] for name in tail))
-        self._add("segment.tail.weight", fold.subpixel(composed, 2), torch.float32)
-        self._add("segment.tail.bias", bias.repeat_interleave(4), torch.float32)
+        if self.config.edge:
+            self._add_tail("edge", tensors, lambda weight: weight)
+            for leaf in ("weight", "bias"):
+                self._add(f"edge.last.{leaf}", tensors[f"edge.last.{leaf}"], torch.float32)
+
+    def _add_tail(
+        self, stage: str, tensors: Mapping[str, Tensor], form: Callable[[Tensor], Tensor]
+    ) -> None:
+        """The composed convolutions `inner` and `outer`, and both alone for the image's border.
+
+        `form` is what is done to the kernel.
+        """
+        names = [f"{stage}.{name}" for name in _COMPOSED]
+        for name in names:
+            self._add(name, tensors[name], torch.float32)
+        composed, bias = fold.compose(*(tensors[name].double() for name in names))
+        weight = form(composed)
+        repeated = bias.repeat_interleave(weight.shape[0] // bias.shape[0])
+        self._add(f"{stage}.tail.weight", weight, torch.float32)
+        self._add(f"{stage}.tail.bias", repeated, torch.float32)
 
     def _packed(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
@@ -87,13 +109,57 @@ class TorchBackend:
     def _activate(self, name: str, x: Tensor) -> Tensor:
         return F.leaky_relu_(x, self._slopes[name])
 
+    def _smooth(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The FFM: [B, h, w, features] twice -> [B, 2 * features, 4h, 4w]."""
+        joined = torch.cat([shallow, deep], dim=-1).permute(0, 3, 1, 2)
+        mixed = self._activate("fuse.mix", self._conv("fuse.mix", joined))
+        if self.config.upsampling == "nearest":
+            bias, slope = self._weights["fuse.smooth.bias"], self._slopes["fuse.smooth"]
+            values = fold.cell_values(mixed, self._cell_kernels, bias, slope)
+            return fold.lay_out_cells(values).permute(0, 3, 1, 2)
+        shuffled = F.pixel_shuffle(mixed, fold.CELL)
+        return self._activate("fuse.smooth", self._conv("fuse.smooth", shuffled))
+
+    def _composed(
+        self, stage: str, x: Tensor, scale: int, form: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """`inner` and `outer` over the nearest-up-sampled `x`; `form` is what follows them."""
+        return fold.subtract_border_excess(
+            form(self._conv(f"{stage}.tail", x)),
+            fold.outermost(x, scale),
+            self._weights[f"{stage}.inner.weight"],
+            self._weights[f"{stage}.inner.bias"],
+            self._weights[f"{stage}.outer.weight"],
+        )
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge map; see `dssnet_fast.backends.Backend`."""
+        first = self._conv("edge.first", self._smooth(shallow, deep))
+        first = self._activate("edge.first", first).float()
+        narrow = self._composed("edge", first, 1, lambda y: y)
+        return self._conv("edge.last", narrow)[:, 0]
+
+
+class TorchBackend(EdgeStage):
+    """The stages; see `dssnet_fast.backends.Backend`."""
+
+    _PREFIXES = ("",)
+
+    def __init__(self, weights: FoldedWeights, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(weights, device, dtype)
+        self._add_tail("segment", weights.tensors, lambda weight: fold.subpixel(weight, 2))
+
     def infer(self, image: Tensor, output: str) -> Tensor:
-        """All stages."""
+        """All stages but the edge head."""
         return self.segment(self.fuse(*self.extract(self.downsample(image))), output)
 
-    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+    def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
         """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
-        return decisions.by_stages(self, self.config, image, core)
+        return decisions.by_stages(self, self.config, image, core, edges)
+
+    def infer_edges(self, image: Tensor) -> Tensor:
+        """The edge map of whole images; see `dssnet_fast.backends.Backend`."""
+        return decisions.infer_edges(self, image)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -135,28 +201,14 @@ class TorchBackend:
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        joined = torch.cat([shallow, deep], dim=-1).permute(0, 3, 1, 2)
-        mixed = self._activate("fuse.mix", self._conv("fuse.mix", joined))
-        if self.config.upsampling == "nearest":
-            bias, slope = self._weights["fuse.smooth.bias"], self._slopes["fuse.smooth"]
-            values = fold.cell_values(mixed, self._cell_kernels, bias, slope)
-            smooth = fold.lay_out_cells(values).permute(0, 3, 1, 2)
-        else:
-            shuffled = F.pixel_shuffle(mixed, fold.CELL)
-            smooth = self._activate("fuse.smooth", self._conv("fuse.smooth", shuffled))
-        return self._activate("fuse.reduce", self._conv("fuse.reduce", smooth)).permute(0, 2, 3, 1)
+        reduced = self._conv("fuse.reduce", self._smooth(shallow, deep))
+        return self._activate("fuse.reduce", reduced).permute(0, 2, 3, 1)
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
         narrow = self._conv("segment.narrow", y.permute(0, 3, 1, 2))
         narrow = self._activate("segment.narrow", narrow).float()
-        logits = fold.subtract_border_excess(
-            F.pixel_shuffle(self._conv("segment.tail", narrow), 2),
-            fold.outermost(narrow, 2),
-            self._weights["segment.inner.weight"],
-            self._weights["segment.inner.bias"],
-            self._weights["segment.outer.weight"],
-        )
+        logits = self._composed("segment", narrow, 2, lambda y: F.pixel_shuffle(y, 2))
         if output == "labels":
             if self.config.classes == 2:
                 return (logits[:, 1] > logits[:, 0]).to(torch.uint8)

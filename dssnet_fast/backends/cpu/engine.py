@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dssnet_fast.backends import PRECISIONS as DTYPES
-from dssnet_fast.backends import check_output, new_answer
+from dssnet_fast.backends import check_output, decisions, new_answer
 from dssnet_fast.backends.cpu.operands import operands
 from dssnet_fast.backends.decisions import crop_image
 from dssnet_fast.backends.inputs import (
@@ -21,6 +21,7 @@ from dssnet_fast.backends.inputs import (
     map_size,
     readable,
 )
+from dssnet_fast.backends.torch_backend import EdgeStage
 from dssnet_fast.tiling import Box, plan
 from dssnet_fast.weights import FoldedWeights
 
@@ -60,6 +61,7 @@ class CpuBackend:
         exact_type = "bf16" if instruction_set["fast_bf16"] else "fp32"
         found = operands(weights, precision, exact_type)
         self._channels = found.sizes
+        self._edges = EdgeStage(weights, CPU, self.dtype) if weights.config.edge else None
         self._network = native.CpuNetwork(
             instruction_set=self.instruction_set,
             sizes=found.sizes,
@@ -82,10 +84,16 @@ class CpuBackend:
         (answer,) = self._part(image, output, Box(0, 0, height, width))
         return answer
 
-    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+    def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
         """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        if edges:
+            return decisions.by_stages(self, self.config, image, core, edges)
         labels, probability = self._part(image, DECISION, core)
         return labels, probability
+
+    def infer_edges(self, image: Tensor) -> Tensor:
+        """The edge map of whole images; see `dssnet_fast.backends.Backend`."""
+        return decisions.infer_edges(self, image)
 
     def _part(self, image: Tensor, output: str, core: Box) -> tuple[Tensor, ...]:
         """The answer, or labels and probabilities, to a part of the images."""
@@ -127,7 +135,7 @@ class CpuBackend:
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        check_features(shallow, deep)
+        check_features("fuse", shallow, deep)
         size = map_size("fuse", shallow, 8)
         given = {
             "shallow_in": self._readable("shallow", shallow, "features"),
@@ -136,6 +144,14 @@ class CpuBackend:
         y = self._map(size, 2, "y")
         self._run("fuse", size, given | {"y": y})
         return y.to(self.dtype)
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head, in PyTorch's operators."""
+        check_features("edges", shallow, deep)
+        for part in (shallow, deep):
+            check_map("features", part, self.config.features, self.dtype)
+        device = CPU
+        return self._edges.edges(readable(shallow, device), readable(deep, device))
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""

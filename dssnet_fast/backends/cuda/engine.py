@@ -27,6 +27,7 @@ from dssnet_fast.backends.inputs import (
     map_size,
     readable,
 )
+from dssnet_fast.backends.torch_backend import EdgeStage
 from dssnet_fast.tiling import Box
 from dssnet_fast.weights import FoldedWeights
 
@@ -196,6 +197,8 @@ class CudaBackend:
         with device.active():
             on_host = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
             self._weights = on_host.to(device.torch_device, copy=True)
+            where = device.torch_device
+            self._edges = EdgeStage(weights, where, self.dtype) if weights.config.edge else None
             self._home_stream = device.stream()
             # Other streams may be the first to read them.
             device.wait()
@@ -208,11 +211,17 @@ class CudaBackend:
         task = _Task("all", image.shape[0], height, width, kind, output)
         return self._run(task, [image], [self._answer(task)])[0]
 
-    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+    def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
         """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        if edges:
+            return decisions.by_stages(self, self.config, image, core, edges)
         # All stages are one graph in one workspace; by stages they would be four, with every map
         # between them kept.
         return decisions.by_whole(self, self.config, image, core)
+
+    def infer_edges(self, image: Tensor) -> Tensor:
+        """The edge map of whole images; see `dssnet_fast.backends.Backend`."""
+        return decisions.infer_edges(self, image)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -230,10 +239,18 @@ class CudaBackend:
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        check_features(shallow, deep)
+        check_features("fuse", shallow, deep)
         task = self._task("fuse", shallow, 8)
         maps = [self._padded("features", part, self.config.features) for part in (shallow, deep)]
         return self._run(task, maps, [self._map(task, 2, "y")])[0]
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head, in PyTorch's operators."""
+        check_features("edges", shallow, deep)
+        for part in (shallow, deep):
+            check_map("features", part, self.config.features, self.dtype)
+        device = self._device.torch_device
+        return self._edges.edges(readable(shallow, device), readable(deep, device))
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""

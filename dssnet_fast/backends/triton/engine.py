@@ -20,6 +20,7 @@ from dssnet_fast.backends.inputs import (
     map_size,
     readable,
 )
+from dssnet_fast.backends.torch_backend import EdgeStage
 from dssnet_fast.backends.triton.operands import pack
 from dssnet_fast.backends.triton.stages import program
 from dssnet_fast.tiling import Box
@@ -54,6 +55,7 @@ class TritonBackend:
         self._device = device
         self._network = pack(weights, device, dtype, precision)
         self._channels = self._network.sizes
+        self._edges = EdgeStage(weights, device, dtype) if weights.config.edge else None
         self._program = lru_cache(PROGRAMS)(partial(program, self._network))
         wanted = os.environ.get(graphs.VARIABLE) == "1" and device.type == "cuda"
         self._graphs = graphs.Graphs() if wanted else None
@@ -74,11 +76,17 @@ class TritonBackend:
         with self._current():
             return self._graphs.run((shape, image.dtype, output), run, image)
 
-    def decide(self, image: Tensor, core: Box) -> tuple[Tensor, Tensor]:
+    def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
         """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
+        if edges:
+            return decisions.by_stages(self, self.config, image, core, edges)
         # All stages are one program in one workspace, or one graph; by stages they would be four,
         # with every map between them kept.
         return decisions.by_whole(self, self.config, image, core)
+
+    def infer_edges(self, image: Tensor) -> Tensor:
+        """The edge map of whole images; see `dssnet_fast.backends.Backend`."""
+        return decisions.infer_edges(self, image)
 
     def downsample(self, image: Tensor) -> Tensor:
         """Stage 1."""
@@ -98,7 +106,7 @@ class TritonBackend:
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        check_features(shallow, deep)
+        check_features("fuse", shallow, deep)
         shape = map_size("fuse", shallow, 8)
         padded = [
             self._padded("features", x, self.config.features, self._channels.features)
@@ -108,6 +116,14 @@ class TritonBackend:
         y = self._map(shape, 2, self._channels.y)
         self._run("fuse", shape, "", {"joined": joined, "y": y})
         return y
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head, in PyTorch's operators."""
+        check_features("edges", shallow, deep)
+        for part in (shallow, deep):
+            check_map("features", part, self.config.features, self.dtype)
+        device = self._device
+        return self._edges.edges(readable(shallow, device), readable(deep, device))
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
