@@ -79,30 +79,21 @@ def connect(runs: Runs, alike: np.ndarray | None = None) -> np.ndarray:
     Returns:
         int64 [R], from 0 on, in the order of the components' first runs.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    count = len(runs)
-    if not count:
-        return np.zeros(0, np.int64)
-    upper, lower = below(runs)
-    left = abutting(runs)
-    one, other = [upper, left], [lower, left + 1]
+    one, other = touching(runs)
     if alike is not None:
         order = np.argsort(alike, kind="stable")
         equal = np.flatnonzero(alike[order][1:] == alike[order][:-1])
-        one.append(order[equal])
-        other.append(order[equal + 1])
-    one, other = np.concatenate(one), np.concatenate(other)
-    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    return numbered(connected_components(graph, directed=False)[1])
+        one = np.concatenate([one, order[equal]])
+        other = np.concatenate([other, order[equal + 1]])
+    return components(len(runs), one, other)
 
 
-def below(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of runs of one class that touch with sides of pixels, in rows that follow each other.
+def touching(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of runs of one class that touch with sides of pixels, each pair once.
 
     Returns:
-        The upper and the lower run of each pair, int64 [pairs] each.
+        Two int64 [pairs]: the upper and the lower run of those in rows that follow each other, then
+        the left and the right one of those that lie end to end in one row.
     """
     # As numbers that grow along rows and from row to row, with a gap after each row.
     stride = int(runs.end.max(initial=0)) + 1
@@ -111,25 +102,47 @@ def below(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
     first = np.searchsorted(end, start + stride, side="right")
     last = np.searchsorted(start, end + stride, side="left")
     upper, lower = expand(first, np.maximum(last - first, 0))
-    alike = runs.label[upper] == runs.label[lower]
-    return upper[alike], lower[alike]
+    left = np.flatnonzero(end[:-1] == start[1:])
+    one, other = np.concatenate([upper, left]), np.concatenate([lower, left + 1])
+    alike = runs.label[one] == runs.label[other]
+    return one[alike], other[alike]
 
 
-def abutting(runs: Runs) -> np.ndarray:
-    """int64, the runs after which, in the same row, the next one goes on with the same class."""
-    return np.flatnonzero(
-        (runs.row[:-1] == runs.row[1:])
-        & (runs.end[:-1] == runs.start[1:])
-        & (runs.label[:-1] == runs.label[1:])
-    )
+def components(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Connected components of a graph.
+
+    Args:
+        count: How many nodes there are.
+        one: int64 [E], a node of each edge.
+        other: int64 [E], the other one.
+
+    Returns:
+        int64 [count], from 0 on, in the order of the components' first nodes.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not count:
+        return np.zeros(0, np.int64)
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
+    return numbered(connected_components(graph, directed=False)[1])
 
 
-def numbered(owner: np.ndarray) -> np.ndarray:
-    """Any integers as int64 from 0 on, without gaps, in the order in which they first appear."""
-    _, first, index = np.unique(owner, return_index=True, return_inverse=True)
+def numbered(values: np.ndarray) -> np.ndarray:
+    """Whole numbers, not many times more than their count, in the order of their first places.
+
+    Args:
+        values: integer [N], 0 or more.
+
+    Returns:
+        int64 [N], from 0 on without gaps, equal where the values are.
+    """
+    first = np.full(int(values.max(initial=-1)) + 1, len(values))
+    # The first place of each is written last.
+    first[values[::-1]] = np.arange(len(values))[::-1]
     rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[index]
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[values]
 
 
 def join_abutting(runs: Runs, owner: np.ndarray) -> tuple[Runs, np.ndarray]:
@@ -143,10 +156,13 @@ def join_abutting(runs: Runs, owner: np.ndarray) -> tuple[Runs, np.ndarray]:
         The runs, and their owners.
     """
     begins = np.ones(len(runs), bool)
-    left = abutting(runs)
-    begins[left + 1] = owner[left] != owner[left + 1]
+    begins[1:] = (
+        (runs.row[1:] != runs.row[:-1])
+        | (runs.start[1:] != runs.end[:-1])
+        | (owner[1:] != owner[:-1])
+    )
     first = np.flatnonzero(begins)
-    last = np.append(first[1:], len(runs)) - 1 if len(runs) else first
+    last = np.append(first, len(runs))[1:] - 1
     return Runs(runs.row[first], runs.start[first], runs.end[last], runs.label[first]), owner[first]
 
 
@@ -165,16 +181,16 @@ def expand(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return owner, np.arange(len(owner)) + (first - begin)[owner]
 
 
-def run_sums(values: np.ndarray, runs: Runs) -> np.ndarray:
+def run_sums(values: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Sums over runs.
 
     Args:
-        values: int64 [P], a value for each pixel of the runs, run by run.
-        runs: The runs.
+        values: int64 [V], the values of each run, run by run, such as one for each of its pixels.
+        count: int64 [R], how many values each run has, 1 or more.
 
     Returns:
         int64 [R].
     """
-    if not len(runs):
+    if not len(count):
         return np.zeros(0, np.int64)
-    return np.add.reduceat(values, np.cumsum(runs.length) - runs.length)
+    return np.add.reduceat(values, np.cumsum(count) - count)

@@ -23,12 +23,11 @@ tile's border cuts is put together first and divided then, by the same function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from dssnet_fast.runs import Runs, abutting, below, connect, expand, join_abutting, numbered
+from dssnet_fast.runs import Runs, components, connect, expand, join_abutting, numbered, touching
 
 # Px of the smallest part that becomes a nucleus of its own.
 SEED_AREA = 20
@@ -36,7 +35,10 @@ SEED_AREA = 20
 # Px that are grown over at once, at most, unless a single component is larger.
 _PX_AT_ONCE = 1 << 22
 
-_NONE = np.iinfo(np.int64).max  # larger than any seed's number
+_NONE = np.iinfo(np.int64).max  # no seed; larger than any seed's number
+
+# Runs that touch, as `touching` gives them.
+Pairs = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,28 +69,30 @@ def divide(runs: Runs, level: np.ndarray, component: np.ndarray) -> Division:
         level: uint8 [R].
         component: int64 [R], the component of each run, from 0 on.
     """
-    seed, count = _seeds(runs, level)
+    pairs = touching(runs)
+    seed, count = _seeds(runs, level, pairs)
     seeded = seed != _NONE
     home = np.zeros(count, np.int64)
     home[seed[seeded]] = component[seeded]
-    several = np.bincount(home, minlength=int(component.max(initial=-1)) + 1)[component] > 1
+    whole = int(component.max(initial=-1)) + 1
+    divided = np.bincount(home, minlength=whole)[component] > 1
 
     # Runs that may be cut are looked at pixel by pixel, the others as a whole.
-    source, offset = expand(np.zeros(len(runs), np.int64), np.where(several, runs.length, 1))
-    # Two numbers tell nuclei apart: the component's, and the seed's in those that are divided.
-    owner = component[source]
-    grown = _grow(runs[several], level[several], seed[several], component[several])
-    owner[several[source]] = int(component.max(initial=-1)) + 1 + grown
+    loose = divided & ~seeded
+    source, offset = expand(np.zeros(len(runs), np.int64), np.where(loose, runs.length, 1))
+    # Nuclei are told apart by the number of the component or, where that is divided, of the seed.
+    owner = np.where(divided, whole + seed, component)[source]
+    owner[loose[source]] = whole + _grow(runs, level, seed, component, divided, pairs)
+
     begins = np.ones(len(source), bool)
     begins[1:] = (source[1:] != source[:-1]) | (owner[1:] != owner[:-1])
     first = np.flatnonzero(begins)
-    source, owner, start = source[first], owner[first], (runs.start[source] + offset)[first]
-    end = runs.end[source]
+    source, offset, owner = source[first], offset[first], owner[first]
+    start, end = runs.start[source] + offset, runs.end[source]
     cut = np.flatnonzero(source[1:] == source[:-1])
     end[cut] = start[cut + 1]
-    return Division(
-        Runs(runs.row[source], start, end, runs.label[source]), source, numbered(owner)
-    )
+    pieces = Runs(runs.row[source], start, end, runs.label[source])
+    return Division(pieces, source, numbered(owner))
 
 
 def settled(runs: Runs, level: np.ndarray, top: int) -> np.ndarray:
@@ -102,34 +106,29 @@ def settled(runs: Runs, level: np.ndarray, top: int) -> np.ndarray:
     Returns:
         bool [R]. They lie in parts of the highest level that are large enough to be a seed.
     """
-    found = np.zeros(len(runs), bool)
-    at, part, area = _parts(runs, level, top)
-    found[at] = (area >= SEED_AREA)[part]
+    part = connect(runs[level == top])
+    area = np.bincount(part, weights=runs.length[level == top])
+    found = level == top
+    found[found] = (area >= SEED_AREA)[part]
     return found
 
 
-def _parts(runs: Runs, level: np.ndarray, lowest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Connected parts of what has a level or more.
-
-    Returns:
-        int64 [S], the runs that have it; int64 [S], the part of each; float64, areas of parts, px.
-    """
-    at = np.flatnonzero(level >= lowest)
-    part = connect(runs[at])
-    return at, part, np.bincount(part, weights=runs.length[at])
-
-
-def _seeds(runs: Runs, level: np.ndarray) -> tuple[np.ndarray, int]:
+def _seeds(runs: Runs, level: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, int]:
     """int64 [R], the seed that each run is in, by first pixels, or `_NONE`; how many there are."""
     seed = np.full(len(runs), _NONE)
     count = 0
+    one, other = pairs
+    both = np.minimum(level[one], level[other])
     for lowest in range(int(level.max(initial=0)), 0, -1):
-        at, part, area = _parts(runs, level, lowest)
-        new = area >= SEED_AREA
+        at = np.flatnonzero(level >= lowest)
+        place = np.zeros(len(runs), np.int64)
+        place[at] = np.arange(len(at))
+        within = both >= lowest
+        part = components(len(at), place[one[within]], place[other[within]])
+        new = np.bincount(part, weights=runs.length[at]) >= SEED_AREA
         new[part[seed[at] != _NONE]] = False
-        number = np.cumsum(new) - 1 + count
         inside = new[part]
-        seed[at[inside]] = number[part[inside]]
+        seed[at[inside]] = (np.cumsum(new) - 1 + count)[part[inside]]
         count += int(new.sum())
     seeded = seed != _NONE
     seed[seeded] = numbered(seed[seeded])
@@ -137,26 +136,52 @@ def _seeds(runs: Runs, level: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _grow(
-    runs: Runs, level: np.ndarray, seed: np.ndarray, component: np.ndarray
+    runs: Runs,
+    level: np.ndarray,
+    seed: np.ndarray,
+    component: np.ndarray,
+    divided: np.ndarray,
+    pairs: Pairs,
 ) -> np.ndarray:
-    """int64 [P], the seed that takes each pixel of components that all have seeds, run by run."""
-    component = numbered(component)
-    pixels = np.bincount(component, weights=runs.length).astype(np.int64)
-    group = (np.cumsum(pixels) // _PX_AT_ONCE)[component]
-    taken = np.empty(int(pixels.sum()), np.int64)
-    group_of_pixel = np.repeat(group, runs.length)
-    for one in np.unique(group):
+    """Let seeds grow over the components that are divided.
+
+    Args:
+        runs: As `divide` takes them.
+        level: Likewise.
+        seed: int64 [R], as `_seeds` gives it.
+        component: As `divide` takes it.
+        divided: bool [R], whether the run's component is divided.
+        pairs: The runs that touch.
+
+    Returns:
+        int64, the seed that takes each pixel of the divided components' runs without a seed, run by
+        run.
+    """
+    loose = np.where(divided & (seed == _NONE), runs.length, 0)
+    before = np.cumsum(np.bincount(component, weights=loose))
+    group = np.where(divided, (before // _PX_AT_ONCE)[component], -1)
+    taken = np.empty(int(loose.sum()), np.int64)
+    group_of_pixel = np.repeat(group, loose)
+    place = np.zeros(len(runs), np.int64)
+    for one in np.unique(group[loose > 0]).tolist():
         mine = group == one
-        taken[group_of_pixel == one] = _grow_together(runs[mine], level[mine], seed[mine])
+        place[mine] = np.arange(int(mine.sum()))
+        within = mine[pairs[0]]  # and so the other one: they are of one component
+        taken[group_of_pixel == one] = _grow_together(
+            runs[mine], level[mine], seed[mine], (place[pairs[0][within]], place[pairs[1][within]])
+        )
     return taken
 
 
-def _grow_together(runs: Runs, level: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    neighbours = _neighbours(runs)
+def _grow_together(runs: Runs, level: np.ndarray, seed: np.ndarray, pairs: Pairs) -> np.ndarray:
+    neighbours = _neighbours(runs, seed != _NONE, pairs)
+    loose = seed == _NONE
     count = neighbours.shape[1]
-    # One more, for neighbours that are not there.
-    taken = np.append(np.repeat(seed, runs.length), _NONE)
-    height = np.append(np.repeat(level.astype(np.int16), runs.length), -1)
+    # Behind the pixels are the runs that have a seed, and a last one that nobody ever takes.
+    taken = np.concatenate([np.full(count, _NONE), seed[~loose], [_NONE]])
+    height = np.full(len(taken), -1, np.int16)
+    height[:count] = np.repeat(level[loose], runs.length[loose])
+    last = np.zeros(len(taken), np.int64)
     for lowest in range(int(level.max(initial=0)), -1, -1):
         reached = np.flatnonzero((taken[:count] == _NONE) & (height[:count] >= lowest))
         while len(reached):
@@ -164,30 +189,54 @@ def _grow_together(runs: Runs, level: np.ndarray, seed: np.ndarray) -> np.ndarra
             reached, best = reached[best != _NONE], best[best != _NONE]
             taken[reached] = best
             around = neighbours[:, reached].ravel()
-            reached = np.unique(around[(taken[around] == _NONE) & (height[around] >= lowest)])
+            around = around[(taken[around] == _NONE) & (height[around] >= lowest)]
+            # Each once.
+            order = np.arange(len(around))
+            last[around] = order
+            reached = around[last[around] == order]
     return taken[:count]
 
 
-def _neighbours(runs: Runs) -> np.ndarray:
-    """The pixels above, below, to the left and to the right of each of the same class.
+def _neighbours(runs: Runs, seeded: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """What lies above, below, to the left and to the right of pixels that have no seed.
+
+    Nodes are numbered: first the pixels of runs without a seed, run by run; then the runs with a
+    seed, whole; the last number means that there is nothing of the component.
 
     Returns:
-        int64 [4, P], places among the pixels, run by run; P where there is none.
+        int64 [4, pixels without a seed], nodes.
     """
-    length = runs.length
-    begin = np.cumsum(length) - length
-    count = int(length.sum())
-    found = np.full((4, count), count)
-    upper, lower = below(runs)
+    # Of each run the node of its first pixel, and the step from a pixel's node to the next one's.
+    step = np.where(seeded, 0, 1)
+    pixels = runs.length * step
+    count = int(pixels.sum())
+    node = np.where(seeded, count + np.cumsum(seeded) - 1, np.cumsum(pixels) - pixels)
+    found = np.full((4, count), count + int(seeded.sum()))
+
+    def link(direction: int, ones: np.ndarray, others: np.ndarray) -> None:
+        pixel = ones < count
+        found[direction, ones[pixel]] = others[pixel]
+
+    one, other = pairs
+    below = runs.row[one] != runs.row[other]
+    upper, lower = one[below], other[below]
     start = np.maximum(runs.start[upper], runs.start[lower])
     shared = np.minimum(runs.end[upper], runs.end[lower]) - start
-    _, above = expand(begin[upper] + start - runs.start[upper], shared)
-    _, beneath = expand(begin[lower] + start - runs.start[lower], shared)
-    found[0, beneath], found[1, above] = above, beneath
-    goes_on = np.ones(count, bool)
-    goes_on[begin + length - 1] = False
-    left = abutting(runs)
-    goes_on[begin[left] + length[left] - 1] = True
-    left = np.flatnonzero(goes_on)
-    found[2, left + 1], found[3, left] = left, left + 1
+    which, offset = expand(np.zeros(len(start), np.int64), shared)
+    upper_node, lower_node = (
+        (node[run] + (start - runs.start[run]) * step[run])[which] + offset * step[run][which]
+        for run in (upper, lower)
+    )
+    link(0, lower_node, upper_node)
+    link(1, upper_node, lower_node)
+
+    inner = np.ones(count, bool)
+    inner[(node + pixels - 1)[~seeded]] = False
+    left = np.flatnonzero(inner)
+    link(2, left + 1, left)
+    link(3, left, left + 1)
+    left, right = one[~below], other[~below]
+    left_node, right_node = node[left] + (runs.length[left] - 1) * step[left], node[right]
+    link(2, right_node, left_node)
+    link(3, left_node, right_node)
     return found

@@ -23,8 +23,11 @@ from dssnet_fast.wsi.tile_nuclei import TileFile, find_tile_nuclei, to_bytes
 GLASS = (250.0, 240.0, 245.0)
 
 
+TOP = 3
+
+
 def random_image(random, height, width, roughness):
-    """Labels of two classes, probabilities, pixels."""
+    """Labels of two classes, probabilities, levels, pixels."""
     noise = gaussian_filter(random.normal(size=(height, width)), roughness)
     labels = (noise > np.quantile(noise, random.uniform(0.2, 0.9))).astype(np.uint8)
     labels *= (
@@ -33,21 +36,26 @@ def random_image(random, height, width, roughness):
         .repeat(8, 1)[:height, :width]
     )
     probability = random.random((height, width), dtype=np.float32)
+    # The thresholds are those of what is inside, of which some lies far from any border.
+    steps = np.quantile(noise, [0.75, 0.85, 0.95])
+    levels = np.searchsorted(steps, noise + random.normal(0, 0.01, noise.shape)).astype(np.uint8)
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
-    return labels, probability, pixels
+    return labels, probability, levels, pixels
+
+
+def find_in_tile(image, core, whole, min_area=5):
+    labels, probability, levels, pixels = (part[core.within(whole)] for part in image)
+    return find_tile_nuclei(
+        labels, probability, levels, TOP, pixels, OpticalDensity(GLASS), core, whole, min_area
+    )
 
 
 def stitch(folder, image, cores, min_area=5, **options):
-    labels, probability, pixels = image
-    whole = Box(0, 0, *labels.shape)
+    whole = Box(0, 0, *image[0].shape)
     files = []
     for number, core in enumerate(cores):
-        at = core.within(whole)
-        found = find_tile_nuclei(
-            labels[at], probability[at], pixels[at], OpticalDensity(GLASS), core, whole, min_area
-        )
         files.append(folder / f"{number}.safetensors")
-        files[-1].write_bytes(to_bytes(found))
+        files[-1].write_bytes(to_bytes(find_in_tile(image, core, whole, min_area)))
     return Stitched(cores, files, min_area, **options)
 
 
@@ -96,7 +104,7 @@ def test_any_tiles_give_what_the_whole_image_gives(tmp_path, roughness, tile):
     labels, ids = dense(cut.rows(0, height, 1), image[0].shape)
     np.testing.assert_array_equal(labels, image[0])
     # The same pixels belong together, and they are where the outlines are.
-    instances = find_nuclei(image[0], image[1], 5).instances
+    instances = find_nuclei(*image[:2], 5, image[2]).instances
     pairs = np.unique(np.stack([ids.ravel(), instances.ravel()]), axis=1)
     assert pairs.shape[1] == cut.count + 1
     assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == cut.count + 1
@@ -108,7 +116,7 @@ def test_measurements_are_those_of_scikit_image_and_shapely(tmp_path):
     cut = stitch(tmp_path, image, [part.core for part in plan(120, 150, 40, 0)])
     table = join_tables(list(cut.tables()))
     labels, ids = dense(cut.rows(0, 120, 1), image[0].shape)
-    density = np.log10(np.array(GLASS) / np.maximum(image[2], 1)).clip(0).mean(axis=2)
+    density = np.log10(np.array(GLASS) / np.maximum(image[3], 1)).clip(0).mean(axis=2)
     regions = regionprops(ids.astype(np.int32))
     assert len(regions) == len(table) > 20
     for at, region in enumerate(regions):
@@ -167,7 +175,12 @@ def test_nuclei_that_do_not_count_are_left_out_and_ids_have_no_gaps(tmp_path):
 
 def test_tiles_may_leave_gaps(tmp_path):
     labels = np.ones((8, 24), np.uint8)
-    image = (labels, np.ones(labels.shape, np.float32), np.zeros((8, 24, 3), np.uint8))
+    image = (
+        labels,
+        np.ones(labels.shape, np.float32),
+        labels,
+        np.zeros((8, 24, 3), np.uint8),
+    )
     cut = stitch(tmp_path, image, [Box(0, 0, 8, 8), Box(0, 16, 8, 24)])
     table = join_tables(list(cut.tables()))
     assert table.area.tolist() == [64, 64]
@@ -176,7 +189,12 @@ def test_tiles_may_leave_gaps(tmp_path):
 
 def test_nothing_found(tmp_path):
     labels = np.zeros((16, 16), np.uint8)
-    image = (labels, np.ones(labels.shape, np.float32), np.zeros((16, 16, 3), np.uint8))
+    image = (
+        labels,
+        np.ones(labels.shape, np.float32),
+        labels,
+        np.zeros((16, 16, 3), np.uint8),
+    )
     cut = stitch(tmp_path, image, [part.core for part in plan(16, 16, 8, 0)])
     assert cut.count == 0
     assert len(join_tables(list(cut.tables()))) == 0
@@ -200,14 +218,8 @@ def test_nuclei_larger_than_a_canvas(tmp_path, monkeypatch, canvas):
 
 
 def test_the_same_tile_gives_the_same_bytes_and_damage_is_named(tmp_path):
-    labels, probability, pixels = random_image(np.random.default_rng(1), 64, 64, 2)
-    core = Box(0, 0, 64, 64)
-    made = [
-        to_bytes(
-            find_tile_nuclei(labels, probability, pixels, OpticalDensity(GLASS), core, core, 5)
-        )
-        for _ in range(2)
-    ]
+    image = random_image(np.random.default_rng(1), 64, 64, 2)
+    made = [to_bytes(find_in_tile(image, Box(0, 0, 64, 64), Box(0, 0, 64, 90))) for _ in range(2)]
     assert made[0] == made[1]
     path = tmp_path / "tile.safetensors"
     path.write_bytes(made[0][: len(made[0]) // 2])
@@ -218,7 +230,7 @@ def test_the_same_tile_gives_the_same_bytes_and_damage_is_named(tmp_path):
 def test_probabilities_must_be_finite():
     labels = np.ones((8, 8), np.uint8)
     probability = np.full((8, 8), np.nan, np.float32)
-    core = Box(0, 0, 8, 8)
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match="finite"):
-        find_tile_nuclei(labels, probability, pixels, OpticalDensity(GLASS), core, core, 5)
+    image = (labels, probability, labels, np.zeros((8, 8, 3), np.uint8))
+    for whole in (Box(0, 0, 8, 8), Box(0, 0, 8, 16)):
+        with pytest.raises(InputError, match="finite"):
+            find_in_tile(image, Box(0, 0, 8, 8), whole)
