@@ -23,10 +23,13 @@ tile's border cuts is put together first and divided then, by the same function.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.runs import Runs, components, connect, expand, join_abutting, numbered, touching
 
 # Px of the smallest part that becomes a nucleus of its own.
@@ -35,10 +38,110 @@ SEED_AREA = 20
 # Px that are grown over at once, at most, unless a single component is larger.
 _PX_AT_ONCE = 1 << 22
 
+METHODS = ("auto", "edges", "probability", "no")
+
+# What was best on the training images of the packaged model, see docs/accuracy.md.
+INTERIOR_PROBABILITY = {"edges": (0.8, 0.95), "probability": (0.8, 0.95), "no": ()}
+
+_MOST_LEVELS = 8
 _NONE = np.iinfo(np.int64).max  # no seed; larger than any seed's number
 
 # Runs that touch, as `touching` gives them.
 Pairs = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How the levels of pixels are made: by the probability that they lie inside one nucleus.
+
+    Attributes:
+        by: `edges`: the probability of the pixel's class, times that of being on no nucleus's
+            edge; `probability`: that of the class alone, which is lower between nuclei; `no`:
+            all levels are 0, so components stay whole.
+        interior_probability: Above 0, up to 1, increasing: a pixel's level is the number of those
+            that its probability reaches.
+    """
+
+    by: str
+    interior_probability: tuple[float, ...]
+
+    @property
+    def needs_edges(self) -> bool:
+        """Whether the network's edge map is used."""
+        return self.by == "edges"
+
+    @property
+    def top(self) -> int:
+        """The highest level there can be."""
+        return len(self.interior_probability)
+
+    def levels(
+        self, labels: np.ndarray, probability: np.ndarray, edges: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The level of each pixel.
+
+        Args:
+            labels: uint8, any shape, the class; 0 for background, whose level is 0.
+            probability: float32, the same shape, the probability of that class.
+            edges: float32, the same shape, the probability of being on an edge; what is below 0
+                or above 1 counts as that. Only for `edges`.
+
+        Returns:
+            uint8, the same shape.
+        """
+        levels = np.zeros(labels.shape, np.uint8)
+        interior = probability
+        if self.needs_edges:
+            interior = probability * (1 - np.clip(edges, 0, 1))
+        for threshold in self.interior_probability:
+            levels += interior >= np.float32(threshold)
+        levels[labels == 0] = 0
+        return levels
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON knows it."""
+        return {"by": self.by, "interior_probability": list(self.interior_probability)}
+
+
+def choose(
+    method: str, has_edges: bool, interior_probability: Sequence[float] | None = None
+) -> Separation:
+    """How nuclei of a network are told apart.
+
+    Args:
+        method: One of `METHODS`; `auto` takes edges where there are any, else probabilities.
+        has_edges: Whether the network's weights have an edge head.
+        interior_probability: See `Separation`; None for `INTERIOR_PROBABILITY` of the method.
+
+    Raises:
+        InputError: There is no such method, the network has no edges to go by, or the
+            probabilities are out of range.
+    """
+    check(method, interior_probability)
+    if method == "edges" and not has_edges:
+        raise InputError(
+            "separate: these weights have no edge head to tell nuclei apart by; use probability, "
+            "or convert a checkpoint that has one with: python -m dssnet_fast.convert CHECKPOINT"
+        )
+    by = ("edges" if has_edges else "probability") if method == "auto" else method
+    if by == "no" or interior_probability is None:
+        interior_probability = INTERIOR_PROBABILITY[by]
+    return Separation(by, tuple(float(value) for value in interior_probability))
+
+
+def check(method: str, interior_probability: Sequence[float] | None) -> None:
+    """Raise InputError unless these are values for `choose`, whatever the network."""
+    if method not in METHODS:
+        raise InputError(f"separate must be one of {', '.join(METHODS)}, got {method!r}")
+    if interior_probability is None:
+        return
+    values = list(interior_probability)
+    rising = all(a < b for a, b in itertools.pairwise(values))
+    if not 1 <= len(values) <= _MOST_LEVELS or not rising or not all(0 < v <= 1 for v in values):
+        raise InputError(
+            f"interior_probability must be 1 to {_MOST_LEVELS} increasing numbers above 0 and up "
+            f"to 1, got {values}"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,8 +151,8 @@ class Division:
     Attributes:
         runs: The pieces, of the same pixels as the runs.
         source: int64 [P], the run that each is a piece of.
-        nucleus: int64 [P], the nucleus that each belongs to, from 0 on, in the order of the nuclei's
-            first pixels, row by row.
+        nucleus: int64 [P], the nucleus that each belongs to, from 0 on, in the order of the
+            nuclei's first pixels, row by row.
     """
 
     runs: Runs
@@ -69,6 +172,8 @@ def divide(runs: Runs, level: np.ndarray, component: np.ndarray) -> Division:
         level: uint8 [R].
         component: int64 [R], the component of each run, from 0 on.
     """
+    if not level.any():
+        return Division(runs, np.arange(len(runs)), numbered(component))
     pairs = touching(runs)
     seed, count = _seeds(runs, level, pairs)
     seeded = seed != _NONE

@@ -27,9 +27,9 @@ def _everywhere(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class Stitched:
     """The nuclei of a slide whose tiles are all stored.
 
-    In memory are the nuclei of components that borders cut, and a number for each other nucleus; the
-    rest is read tile by tile. Ids run from tile to tile; a nucleus of what was cut counts to the
-    tile of its first pixel.
+    In memory are the nuclei of components that borders cut, and a number for each other nucleus;
+    the rest is read tile by tile. Ids run from tile to tile; a nucleus of what was cut counts to
+    the tile of its first pixel.
 
     Args:
         cores: Where the tiles lie, in px of the analysed image; no two overlap.
@@ -87,7 +87,9 @@ class Stitched:
 
         count = joined("values", np.int64)
         _, value = expand((np.cumsum(count) - count)[order], count[order])
-        probability, density = (joined(name, np.int64)[value] for name in ("probability", "density"))
+        probability, density = (
+            joined(name, np.int64)[value] for name in ("probability", "density")
+        )
         level, settled = joined("level", np.uint8)[order], joined("settled", bool)[order]
         runs, part, tile = runs[order], part[order], tile[order]
 
