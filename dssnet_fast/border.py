@@ -14,6 +14,10 @@ from dssnet_fast import fold
 
 Term = tuple[Tensor, Tensor]
 
+# Row and column of an image's sides and corners: 0 the first, 1 the last, None all.
+SIDES = [(0, None), (1, None), (None, 0), (None, 1)]
+CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
 
 def stem_terms(stem: Tensor, stem_bias: Tensor, strided: Tensor, bias: Tensor) -> list[Term]:
     """The stem and a 3x3 convolution of stride 2 after it, as 5x5 convolutions of stride 2.
@@ -65,9 +69,7 @@ def tail_terms(inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Ten
     # Row or column -1 of the inner convolution, seen by row or column 0 of the outer one's kernel,
     # comes from its own last row or column over the outermost pixels; and so on around the image.
     # The two that meet in a corner both count it.
-    sides = [(0, None), (1, None), (None, 0), (None, 1)]
-    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    for row, column in sides + corners:
+    for row, column in SIDES + CORNERS:
         # 0 and 1, the first and the last row or column of sub-pixels, are seen at taps 0 and 2.
         row_tap, column_tap = _tap(row), _tap(column)
         excess = fold.compose(
@@ -82,6 +84,37 @@ def tail_terms(inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Ten
         # A side depends on three pixels along it, a corner on one.
         taps = split[..., _centre(row), _centre(column)]
         terms.append((taps * sign.view(2, 2, 1, 1, 1, 1), bias * sign.view(2, 2, 1)))
+    return terms
+
+
+def composed_terms(
+    inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Tensor
+) -> list[Term]:
+    """Two 3x3 convolutions as one 5x5 convolution.
+
+    Args:
+        inner: [M, I, 3, 3], with bias [M].
+        inner_bias: [M].
+        outer: [O, M, 3, 3], with bias [O].
+        outer_bias: [O].
+
+    Returns:
+        Weights [O, I, 5, 5] and bias [O] for all pixels; then for pixels at the top, bottom, left
+        and right, with 1x5 or 5x1 taps along that side; then for those in the corners top left, top
+        right, bottom left and bottom right, 1x1.
+    """
+    none = outer_bias.new_zeros(outer_bias.shape)
+    terms = [fold.compose(inner, inner_bias, outer, outer_bias)]
+    for row, column in SIDES + CORNERS:
+        row_tap, column_tap = _tap(row), _tap(column)
+        weight, bias = fold.compose(
+            only(inner, _opposite(row_tap), _opposite(column_tap)),
+            inner_bias,
+            only(outer, row_tap, column_tap),
+            none,
+        )
+        sign = -1 if None in (row, column) else 1
+        terms.append((sign * weight[..., _middle(row), _middle(column)], sign * bias))
     return terms
 
 
@@ -108,3 +141,7 @@ def _place(side: int | None) -> slice | int:
 
 def _centre(side: int | None) -> slice:
     return slice(None) if side is None else slice(1, 2)
+
+
+def _middle(side: int | None) -> slice:
+    return slice(None) if side is None else slice(2, 3)

@@ -272,7 +272,7 @@ class FastDSSNet(nn.Module):
 
         A part whose image reaches `context_px` around it, with edges `edge_context_px`, to
         multiples of 8 px, gets the answer that it has in a larger image; in fp32 the last digits
-        may differ from that, but not on the backend `cpu`.
+        may differ from that.
 
         Args:
             image: As for `predict`.

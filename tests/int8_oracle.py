@@ -69,10 +69,12 @@ class Int8Oracle(TorchBackend):
                 continue
             self.matrices[name] = self.matrix(name, *self.get(name))
         self.make_stem()
+        self.reading_ffm = ["fuse.reduce", *(["edge.first"] if weights.config.edge else [])]
         if weights.config.upsampling == "nearest":
             self.make_cells()
         else:
-            self.matrices["fuse.reduce"] = self.matrix("fuse.reduce", *self.get("fuse.reduce"))
+            for name in self.reading_ffm:
+                self.matrices[name] = self.matrix("fuse.reduce", *self.get(name))
         inner, outer = self.get("segment.inner"), self.get("segment.outer")
         self.tail = []
         for weight, bias in border.tail_terms(*inner, *outer):
@@ -127,18 +129,33 @@ class Int8Oracle(TorchBackend):
         # Per sub-row: the first of the values that it reads (0: c of the cell before), and sums of
         # taps as `cell_taps` numbers them.
         reads = ((0, (0, 1, 2)), (1, (0, 3)), (2, (4, 2)), (2, (0, 1, 2)))
-        weight, bias = self.get("fuse.reduce")
-        taps = fold.cell_taps(weight).permute(3, 2, 0, 1)
-        self.reduce = []
-        for row, rows in reads:
-            for column, columns in reads:
-                part = taps[:, :, list(rows)][..., list(columns)]
-                self.reduce.append((row, column, self.matrix("fuse.reduce", part, bias)))
+        self.over_cells = {}
+        for name in self.reading_ffm:
+            weight, bias = self.get(name)
+            taps = fold.cell_taps(weight).permute(3, 2, 0, 1)
+            self.over_cells[name] = []
+            for row, rows in reads:
+                for column, columns in reads:
+                    part = taps[:, :, list(rows)][..., list(columns)]
+                    matrix = self.matrix("fuse.reduce", part, bias)
+                    self.over_cells[name].append((row, column, matrix))
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
+        y = self._reading_ffm("fuse.reduce", shallow, deep)
+        return self._activate("fuse.reduce", y).permute(0, 2, 3, 1)
+
+    def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """The edge head, exact but for its first convolution, which reads what `fuse` reads."""
+        x = self._activate("edge.first", self._reading_ffm("edge.first", shallow, deep))
+        for name in ("edge.inner", "edge.outer", "edge.last"):
+            x = F.conv2d(x, *self.get(name), padding=1)
+        return x[:, 0]
+
+    def _reading_ffm(self, name: str, shallow: Tensor, deep: Tensor) -> Tensor:
+        """A 3x3 convolution of the FFM's map."""
         if self.config.upsampling != "nearest":
-            return super().fuse(shallow, deep)
+            return self._conv(name, self._smooth(shallow, deep))
         joined = torch.cat([shallow, deep], dim=-1).permute(0, 3, 1, 2)
         mixed = self._activate("fuse.mix", self._conv("fuse.mix", joined))
         factors = fold.cell_factors(mixed)
@@ -159,10 +176,9 @@ class Int8Oracle(TorchBackend):
         padded = F.pad(values, (1, 1, 1, 1))
         parts = [
             matrix(padded[:, :, row:, column:], stride=3)[:, :, :h, :w]
-            for row, column, matrix in self.reduce
+            for row, column, matrix in self.over_cells[name]
         ]
-        y = torch.stack(parts, dim=2).flatten(1, 2)
-        return self._activate("fuse.reduce", F.pixel_shuffle(y, 4)).permute(0, 2, 3, 1)
+        return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 4)
 
     # --- segment ---------------------------------------------------------------------------------
 

@@ -183,4 +183,6 @@ def specimen(config: DSSNetConfig, shape: tuple[int, int, int]) -> tuple[DSSNet,
     with torch.no_grad():
         network.stem.bias.mul_(30)
         network.segmentation.inner.bias.mul_(30)
+        if config.edge:
+            network.edge[2].bias.mul_(30)
     return network, noise(*shape, config.in_channels)

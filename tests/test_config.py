@@ -63,6 +63,11 @@ def test_context_of_the_last_two_stages_is_a_cell():
     assert DSSNetConfig().context_px == 264
 
 
+def test_edges_need_a_cell_more():
+    assert DSSNetConfig().edge_answer_context_px == 16
+    assert DSSNetConfig().edge_context_px == 272
+
+
 def test_dictionary_round_trip():
     config = DSSNetConfig(in_channels=1, classes=4, block="basic", edge=False, blocks=4)
     assert DSSNetConfig.from_dict(config.to_dict()) == config

@@ -77,6 +77,47 @@ def test_class_names_and_fp16(checkpoint, tmp_path):
     assert FastDSSNet.load(again).digest == FastDSSNet.load(out).digest
 
 
+def test_the_edge_head_is_kept_or_left_out(checkpoint, tmp_path, capsys):
+    whole, plain = tmp_path / "whole.safetensors", tmp_path / "plain.safetensors"
+    assert run(checkpoint, "-o", whole) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"G for 512x512, edges \d+\.\d+ G", out)
+    assert "with edge head" in out
+    assert float(re.search(r"edges +worst relative error (\S+)", out)[1]) <= 2e-5
+    assert run(checkpoint, "-o", plain, "--no-edges") == 0
+    out = capsys.readouterr().out
+    assert "no edge head" in out
+    assert "edges  " not in out
+    assert plain.stat().st_size < whole.stat().st_size
+    with_edges, without = FastDSSNet.load(whole), FastDSSNet.load(plain)
+    assert with_edges.has_edges
+    assert not without.has_edges
+    image = noise(24, 32, 3)
+    assert (with_edges.predict(image, "logits") == without.predict(image, "logits")).all()
+    # From a weight file, too; and what is not there does not come back.
+    again, back = tmp_path / "again.safetensors", tmp_path / "back.safetensors"
+    assert run(whole, "-o", again, "--no-edges") == 0
+    assert FastDSSNet.load(again).digest == without.digest
+    assert run(plain, "-o", back) == 0
+    assert not FastDSSNet.load(back).has_edges
+    assert run(whole, "-o", back, "--overwrite") == 0
+    assert FastDSSNet.load(back).digest == with_edges.digest
+
+
+def test_wrong_edges_are_never_kept(checkpoint, monkeypatch, capsys):
+    fold = weights.fold_checkpoint
+
+    def wrong(source):
+        folded = fold(source)
+        folded.tensors["edge.inner.bias"].add_(0.1)
+        return folded
+
+    monkeypatch.setattr(weights, "fold_checkpoint", wrong)
+    assert run(checkpoint) == 1
+    assert re.search(r"differ from the reference by \S+, edges by", capsys.readouterr().err)
+    assert [p.name for p in checkpoint.parent.iterdir()] == ["ckpt.pt"]
+
+
 def test_nothing_is_overwritten_unasked(checkpoint, capsys):
     out = checkpoint.with_suffix(".safetensors")
     out.write_text("mine")

@@ -68,6 +68,24 @@ def test_missing_context_is_noticed(way, name):
         assert error(enough, of_answer - 8) > 1e-5
 
 
+@pytest.mark.parametrize("name", ["gray", "pixel_shuffle"])
+def test_missing_context_of_edges_is_noticed(name):
+    net = make(name)
+    image = torch.from_numpy(noise(1, 320, 344, net.config.in_channels))
+    core = Box(152, 160, 176, 184)
+    whole = net._backend.infer_edges(image)[:, 76:88, 80:92]
+
+    def error(context: int, of_answer: int) -> float:
+        config = SimpleNamespace(edge_context_px=context, edge_answer_context_px=of_answer)
+        found = decisions.by_stages(net._backend, config, image, core, edges=True)[2]
+        return float((found - whole).abs().max())
+
+    enough, of_answer = net.config.edge_context_px, net.config.edge_answer_context_px
+    assert error(enough, of_answer) < 1e-6
+    assert error(8, of_answer) > 1e-5
+    assert error(enough, of_answer - 8) > 1e-6
+
+
 @pytest.mark.parametrize("kind", ["array", "tensor"])
 def test_it_gives_what_it_is_given(kind):
     net = make("gray")

@@ -77,10 +77,14 @@ def test_fast_network_matches_the_release(golden, backend):
     state, cases = golden
     skip_unless_able(backend, "fp32")
     net = FastDSSNet.from_checkpoint(state, device="cpu", backend=backend, precision="fp32")
-    for image, (logits, _, _) in cases:
-        answer = net(torch.from_numpy(image)[None].float())[0].numpy()
+    for image, (logits, _, edges) in cases:
+        x = torch.from_numpy(image)[None].float()
+        answer = net(x)[0].numpy()
         assert parity.relative_error(answer, logits.astype(np.float64)) <= 2e-5
         assert (answer.argmax(0) == logits.argmax(0)).mean() >= 0.9999
+        answer = net.edges(*net.extract(net.downsample(x))).numpy()
+        assert answer.shape == edges.shape
+        assert parity.relative_error(answer, edges.astype(np.float64)) <= 2e-5
 
 
 @pytest.mark.parametrize(
@@ -101,10 +105,14 @@ def test_low_precision_is_as_close_to_the_release_as_the_reference_in_it(
     network = DSSNet(DSSNetConfig(classes=3))
     load_released(network, state)
     network.to(backends.PRECISIONS[precision]).eval()
-    for image, (logits, _, _) in cases:
+    for image, (logits, _, edges) in cases:
         x = torch.from_numpy(image)[None].float()
         with torch.no_grad():
-            theirs = network.logits(x.to(backends.PRECISIONS[precision]))[0].float().numpy()
-        ours = net(x)[0].numpy()
-        expected = logits.astype(np.float64)
-        assert parity.relative_error(ours, expected) <= parity.relative_error(theirs, expected)
+            theirs = network(x.to(backends.PRECISIONS[precision]))
+        ours = net(x)[0], net.edges(*net.extract(net.downsample(x)))
+        for mine, other, exact in zip(
+            ours, (theirs.segmentation[0], theirs.edge[0]), (logits, edges), strict=True
+        ):
+            exact = exact.astype(np.float64)
+            limit = parity.relative_error(other.float().numpy(), exact)
+            assert parity.relative_error(mine.numpy(), exact) <= limit

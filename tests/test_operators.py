@@ -98,6 +98,10 @@ def test_every_operator_is_what_torch_wants():
     opcheck(operators.downsample, (normalised(2, 3, 8, 16), *network))
     opcheck(operators.extract, (x0, *network))
     opcheck(operators.fuse, (*features, *network))
+    opcheck(operators.edges, (*features, *network))
+    opcheck(operators.infer_edges, (torch.from_numpy(noise(2, 11, 5, 3)), *network))
+    core = [3, 0, 9, 4]
+    opcheck(operators.decide_with_edges, (torch.from_numpy(noise(2, 11, 5, 3)), *network, core))
     for output in ("labels", "logits"):
         opcheck(operators.segment, (net.fuse(*features), *network, output))
 
@@ -111,6 +115,7 @@ def test_operators_of_other_networks_in_low_precision():
     opcheck(operators.infer, (normalised(1, 1, 9, 8), *network, "logits"))
     opcheck(operators.extract, (x0, *network))
     opcheck(operators.fuse, (*net.extract(x0), *network))
+    opcheck(operators.edges, (*net.extract(x0), *network))
 
 
 def test_operators_compute_what_the_network_does():
@@ -119,10 +124,12 @@ def test_operators_compute_what_the_network_does():
     image = torch.from_numpy(noise(2, 11, 13, 3))
     for output in backends.OUTPUTS:
         assert torch.equal(network.infer(image, output), net.predict(image, output))
-    for ours, wanted in zip(
-        network.decide(image, Box(2, 3, 9, 8)), net.decide(image, Box(2, 3, 9, 8)), strict=True
-    ):
-        assert torch.equal(ours, wanted)
+    core = Box(2, 3, 9, 8)
+    for edges in (False, True):
+        answers = network.decide(image, core, edges), net.decide(image, core, edges)
+        for ours, wanted in zip(*answers, strict=True):
+            assert torch.equal(ours, wanted)
+    assert torch.equal(network.infer_edges(image), net.predict(image, "edges"))
     image = torch.from_numpy(noise(2, 16, 8, 3))
     x0 = net.downsample(image)
     shallow, deep = net.extract(x0)
@@ -130,6 +137,7 @@ def test_operators_compute_what_the_network_does():
     assert torch.equal(network.downsample(image), x0)
     assert all(map(torch.equal, network.extract(x0), (shallow, deep)))
     assert torch.equal(network.fuse(shallow, deep), y)
+    assert torch.equal(network.edges(shallow, deep), net.edges(shallow, deep))
     assert torch.equal(network.segment(y, "labels"), net.segment(y, "labels"))
 
 
@@ -164,6 +172,14 @@ def test_wrong_calls_of_operators_are_refused():
         network._replace(backend="nothing").infer(image, "labels")
     with pytest.raises(ValueError, match=r"output must be one of .* got 'mask'"):
         network.infer(image, "mask")
+    plain = cloned(make(edge=False))
+    for call in (
+        lambda: plain.infer_edges(image),
+        lambda: plain.decide(image, Box(0, 0, 8, 8), edges=True),
+        lambda: plain.edges(*plain.extract(plain.downsample(image))),
+    ):
+        with pytest.raises(InputError, match="no edge head"):
+            call()
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match="cuda: needs an NVIDIA GPU"):
             network._replace(backend="cuda").infer(image, "labels")

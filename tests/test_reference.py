@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dssnet_fast.python_ref.config import BLOCKS, UPSAMPLINGS, DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet
@@ -146,35 +147,44 @@ def test_rejects_other_shapes(shape):
 # --- reach ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("edges", [False, True], ids=["logits", "edges"])
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_context_px_is_the_measured_reach(block, upsampling):
+def test_context_px_is_the_measured_reach(block, upsampling, edges):
     network = random_network(
-        block=block, upsampling=upsampling, blocks=1, super_resolution=False, edge=False
+        block=block, upsampling=upsampling, blocks=1, super_resolution=False
     ).double()
-    context = network.config.context_px
+    context = network.config.edge_context_px if edges else network.config.context_px
+
+    def answer(image):
+        """Logits, or the edge map at full resolution."""
+        if not edges:
+            return network.logits(image)
+        half = network.edges(*network.extract(network.downsample(image)))
+        return F.interpolate(half, scale_factor=2, mode="nearest")
+
     start, size = context + 16, 8
     side = 2 * start + size
     torch.manual_seed(5)
     image, other = torch.randn(2, 1, 3, side, side, dtype=torch.float64)
 
     def change_beyond(distance: int) -> float:
-        """Largest change of the centre's logits when all pixels further away change."""
+        """Largest change of the centre's answer when all pixels further away change."""
         mixed = other.clone()
         inside = np.s_[..., start - distance : start + size + distance]
         near = (slice(None), slice(None), inside[-1], inside[-1])
         mixed[near] = image[near]
         centre = (slice(None), slice(None), *(slice(start, start + size),) * 2)
-        return float((network.logits(mixed)[centre] - reference[centre]).abs().max())
+        return float((answer(mixed)[centre] - reference[centre]).abs().max())
 
     with torch.no_grad():
-        reference = network.logits(image)
+        reference = answer(image)
         assert change_beyond(context) <= 1e-13
         assert change_beyond(context - 8) > 1e-12
 
         # And so a crop with that much around it gives what the whole image gives.
         near = slice(start - context, start + size + context)
-        crop = network.logits(image[:, :, near, near])[..., context:-context, context:-context]
+        crop = answer(image[:, :, near, near])[..., context:-context, context:-context]
         whole = reference[..., start : start + size, start : start + size]
         assert float((crop - whole).abs().max()) <= 1e-13
 

@@ -19,7 +19,6 @@ from dssnet_fast.python_ref.released import released_state
 from dssnet_fast.quantisation import Quantisation, layer_names, step_names
 from networks import CONFIGS, random_network
 
-
 LAYERS = ("first", "inner", "outer", "last")  # of the edge head
 
 

@@ -31,11 +31,12 @@ Stage stage_of(const std::string& name) {
                                                     {"downsample", Stage::downsample},
                                                     {"extract", Stage::extract},
                                                     {"fuse", Stage::fuse},
-                                                    {"segment", Stage::segment}};
+                                                    {"segment", Stage::segment},
+                                                    {"edges", Stage::edges}};
     for (const auto& [known, stage] : stages) {
         if (name == known) return stage;
     }
-    throw py::value_error("stage must be all, downsample, extract, fuse or segment, got " + name);
+    throw py::value_error("stage must be all, downsample, extract, fuse, segment or edges, got " + name);
 }
 
 AnswerKind kind_of(const std::string& name) {
@@ -59,6 +60,7 @@ std::unique_ptr<Network> make_network(const std::string& instruction_set, const 
     operands.sizes.width = size("width"), operands.sizes.features = size("features");
     operands.sizes.fused = size("fused"), operands.sizes.y = size("y"), operands.sizes.narrow = size("narrow");
     operands.sizes.learned_upsampling = sizes["learned_upsampling"].cast<bool>();
+    operands.sizes.edges = sizes["edges"].cast<bool>();
     operands.slopes = slopes;
     operands.winograd = winograd;
     for (const auto& [name, given] : convolutions) {
@@ -110,7 +112,10 @@ void run_network(const Network& network, const std::string& stage, int batch, in
                  const std::map<std::string, uintptr_t>& addresses, const std::string& output, int threads,
                  const Core& core) {
     Run run = run_of(batch, height, width, core);
-    run.stage = stage_of(stage), run.kind = kind_of(output);
+    run.stage = stage_of(stage);
+    run.wants_answer = !output.empty(), run.wants_edges = addresses.count("edges") > 0;
+    if (run.wants_answer) run.kind = kind_of(output);
+    if (run.makes_edges() && !network.sizes().edges) throw py::value_error("the network has no edge head");
     if (core && run.stage != Stage::all) throw py::value_error("a core is for all stages together");
     const auto take = [&](const char* name, auto& pointer) {
         const auto found = addresses.find(name);
@@ -121,7 +126,7 @@ void run_network(const Network& network, const std::string& stage, int batch, in
     take("x0_in", run.x0_in), take("shallow_in", run.shallow_in), take("deep_in", run.deep_in), take("y_in", run.y_in);
     take("x0", run.x0), take("shallow", run.shallow), take("deep", run.deep), take("y", run.y);
     take("seconds", run.seconds);
-    take("labels", run.labels), take("values", run.values);
+    take("labels", run.labels), take("values", run.values), take("edges", run.edges);
     const py::gil_scoped_release release;
     network.run(run, threads);
 }
@@ -185,15 +190,18 @@ void bind_cpu(py::module_& m) {
              py::arg("blocks"), py::arg("slopes"), py::arg("winograd"))
         .def("run", &run_network, py::kw_only(), py::arg("stage"), py::arg("batch"), py::arg("height"), py::arg("width"),
              py::arg("addresses"), py::arg("output"), py::arg("threads"), py::arg("core") = py::none(),
-             "Fills what `addresses` names. `core`: only these pixels, (top, left, bottom, right), of all stages' answer.")
+             "Fills what `addresses` names. `output`: nothing where only edges are wanted. `core`: only these pixels, "
+             "(top, left, bottom, right), of all stages' answer.")
         .def("macs", &Network::macs, py::arg("height"), py::arg("width"),
              "Multiply-accumulates for an image: downsample, extract, and the two other stages together.")
         .def(
             "workspace_bytes",
-            [](const Network& network, int height, int width, int threads, const Core& core) {
-                return network.workspace_bytes(run_of(0, height, width, core), threads);
+            [](const Network& network, int height, int width, int threads, const Core& core, bool edges) {
+                Run run = run_of(0, height, width, core);
+                run.wants_edges = edges;
+                return network.workspace_bytes(run, threads);
             },
-            py::arg("height"), py::arg("width"), py::arg("threads"), py::arg("core") = py::none());
+            py::arg("height"), py::arg("width"), py::arg("threads"), py::arg("core") = py::none(), py::arg("edges") = false);
 }
 
 }  // namespace dssnet

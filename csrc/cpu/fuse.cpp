@@ -5,7 +5,6 @@
 namespace dssnet::cpu {
 namespace {
 
-constexpr int PIXELS = 4;  // of a cell at 1/2 resolution, a side
 constexpr int NINE = 9;
 
 // Which rows of values a cell's pixels read, per axis: value 0, 1, 2 (a, b, c) of cell -1, 0 or 1.
@@ -13,10 +12,10 @@ struct Values {
     int count;
     int cell[3], value[3];
 };
-constexpr Values VALUES[PIXELS] = {{3, {-1, 0, 0}, {2, 0, 1}},
-                                   {2, {0, 0, 0}, {0, 1, 0}},
-                                   {2, {0, 0, 0}, {1, 2, 0}},
-                                   {3, {0, 0, 1}, {1, 2, 0}}};
+constexpr Values VALUES[] = {{3, {-1, 0, 0}, {2, 0, 1}},
+                             {2, {0, 0, 0}, {0, 1, 0}},
+                             {2, {0, 0, 0}, {1, 2, 0}},
+                             {3, {0, 0, 1}, {1, 2, 0}}};
 
 // Words to the values that a column of pixels reads.
 Taps value_taps(int column, ptrdiff_t map_words) {
@@ -24,6 +23,12 @@ Taps value_taps(int column, ptrdiff_t map_words) {
     const Values& across = VALUES[column];
     for (int i = 0; i < across.count; ++i) taps[i] = across.value[i] * map_words + across.cell[i];
     return taps;
+}
+
+// Rows of values that have to be there for a row of pixels.
+int values_for(int row) {
+    const Values& down = VALUES[row % 4];
+    return row / 4 + (down.cell[down.count - 1] > 0 ? 2 : 1);
 }
 
 std::string numbered(const std::string& name, int number) { return name + "." + std::to_string(number); }
@@ -35,15 +40,26 @@ Fuse::Fuse(const Kernels& kernels, const Operands& operands)
       sizes_(operands.sizes),
       mix_slope_(operands.slopes.at("fuse.mix")),
       smooth_slope_(operands.slopes.at("fuse.smooth")),
-      reduce_slope_(operands.slopes.at("fuse.reduce")) {
+      reduce_slope_(operands.slopes.at("fuse.reduce")),
+      edge_slope_(sizes_.edges ? operands.slopes.at("edge.first") : 1) {
     const Type y = operands.input("segment.narrow").type;
+    // The edge head's first convolution reads what `fuse.reduce` reads, in the same form and format.
+    struct Reader {
+        std::string name;
+        Type result;
+        std::vector<Convolution>& convolutions;
+    };
+    std::vector<Reader> readers = {{"fuse.reduce", y, reduce_}};
+    if (sizes_.edges) readers.push_back({"edge.first", operands.input("edge.tail").type, edge_});
     if (sizes_.learned_upsampling) {
         const Type shuffled = operands.input("fuse.smooth").type, smooth = operands.input("fuse.reduce").type;
         for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
             mix_.push_back(operands.convolution(kernels, numbered("fuse.mix", pixel), shuffled));
         }
         smooth_.push_back(operands.fastest(kernels, "fuse.smooth", smooth));
-        reduce_.push_back(operands.fastest(kernels, "fuse.reduce", y));
+        for (const Reader& one : readers) {
+            one.convolutions.push_back(operands.fastest(kernels, one.name, one.result));
+        }
         return;
     }
     mix_.push_back(operands.convolution(kernels, "fuse.mix", Type::f32));
@@ -53,14 +69,17 @@ Fuse::Fuse(const Kernels& kernels, const Operands& operands)
         smooth_.push_back(operands.convolution(kernels, numbered("fuse.smooth", product), values));
         factor_steps_.push_back(1 / smooth_.back().input().step);
     }
-    if (operands.winograd && values == Type::f32) {
-        for (int column = 0; column < PIXELS; ++column) {
-            reduce_.push_back(operands.fastest(kernels, numbered("fuse.reduce.column", column), y));
+    for (const Reader& one : readers) {
+        if (operands.winograd && values == Type::f32) {
+            for (int column = 0; column < PIXELS; ++column) {
+                const std::string name = numbered(one.name + ".column", column);
+                one.convolutions.push_back(operands.fastest(kernels, name, one.result));
+            }
+            continue;
         }
-        return;
-    }
-    for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
-        reduce_.push_back(operands.convolution(kernels, numbered("fuse.reduce", pixel), y));
+        for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
+            one.convolutions.push_back(operands.convolution(kernels, numbered(one.name, pixel), one.result));
+        }
     }
 }
 
@@ -83,42 +102,60 @@ double Fuse::macs() const {
     return sum;
 }
 
-Fuse::Plan Fuse::plan(Range y, const Groups& groups, const Columns& columns, int height, bool map) const {
-    Plan plan{y, {}, 0, Groups(0, 1), 0, columns};
+Fuse::Plan Fuse::plan(Range y, Range edges, const Groups& groups, const Columns& columns, int height, bool map) const {
+    // What edges read of the outermost cells' maps has a part of the next cell's features.
+    const int beyond = edges.count() > 0 ? 1 : 0;
+    Plan plan{y, edges, {}, 0, Groups(0, 1), 0, columns, columns.wider(beyond)};
     const int half = PIXELS * height;
+    const auto cells_of = [](Range rows) -> Range { return {rows.first / PIXELS, (rows.last + PIXELS - 1) / PIXELS}; };
+    const auto wider = [](Range rows, int end) { return rows.count() > 0 ? rows.wider(1, end) : rows; };
     if (sizes_.learned_upsampling) {
         // What is left out of a group would change how the others are rounded.
-        plan.y.first = groups.begin(y.first);
+        if (y.count() > 0) plan.y.first = groups.begin(y.first);
+        if (edge_rows_together() == PIXELS) {
+            const Range cells = cells_of(edges);
+            plan.edges = {PIXELS * cells.first, PIXELS * cells.last};
+        }
         const int together = smooth_.front().rows_together();
         plan.smooth = Groups(Groups(groups, 0, rows_together(map)), 1, together);
-        const Range smooth = plan.smooth.around(plan.y.wider(1, half)), shuffled = smooth.wider(1, half);
+        const Range smooth = plan.smooth.around(around_both(wider(plan.y, half), wider(plan.edges, half)));
         plan.first_smooth = smooth.first;
-        plan.cells = {shuffled.first / PIXELS, (shuffled.last + PIXELS - 1) / PIXELS};
+        plan.cells = cells_of(smooth.wider(1, half));
         return plan;
     }
-    // Rows of cells in which y reads values. In Winograd's form the rows of a cell read all that any of them does. Of the
-    // first row it reads none that the row before has a part in, and of the last none that the next one has.
-    const Range values = by_columns() ? Range{y.first / PIXELS - 1, (y.last + PIXELS - 1) / PIXELS + 1}
-                                      : Range{(y.first + PIXELS - 1) / PIXELS - 1, y.last / PIXELS + 1};
+    // Rows of cells in which values are read. In Winograd's form the rows of a cell read all that any of them does. Of the
+    // first row y reads none that the row before has a part in, and of the last none that the next one has; nor do edges
+    // in Winograd's form.
+    const auto values_of = [&](Range rows) -> Range {
+        if (rows.count() <= 0) return {};
+        if (by_columns()) return {rows.first / PIXELS - 1, (rows.last + PIXELS - 1) / PIXELS + 1};
+        return {(rows.first + PIXELS - 1) / PIXELS - 1, rows.last / PIXELS + 1};
+    };
+    const Range of_y = values_of(y), of_edges = values_of(edges), values = around_both(of_y, of_edges);
     plan.first_value = std::max(values.first, 0);
-    plan.cells = {plan.first_value, std::min(values.last, height)};
+    plan.cells = around_both(of_y, by_columns() ? of_edges : wider(of_edges, height)).wider(0, height);
     return plan;
 }
 
 Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Rows& deep, const Rows& y, float* map,
-               const uint32_t* const* zeros, Arena& arena)
+               Edges::Run* edges, const uint32_t* const* zeros, Arena& arena)
     : fuse_(fuse),
       columns_(plan.columns),
+      of_features_(plan.of_features),
       shallow_(shallow),
       deep_(deep),
       y_(y),
       map_(map),
+      edges_(edges),
       cells_(plan.columns.cells()),
       units_(plan.columns.units()),
       begin_(plan.columns.begin()),
       width_(round_up(cells_, UNIT)),
       y_rows_(arena.take_floats(map ? PIXELS * PIXELS * fuse.sizes_.y * width_ : 0)),
-      cells_done_(plan.y.first / PIXELS),
+      wanted_y_(plan.y),
+      wanted_edges_(plan.edges),
+      next_cells_(around_both(plan.y, plan.edges).first / PIXELS),
+      next_edge_(plan.edges.first),
       run_(run_words(cells_)) {
     const int height = shallow.height(), fused = fuse.sizes_.fused;
     const Convolution &smooth = fuse.smooth_.front(), &reduce = fuse.reduce_.front();
@@ -126,7 +163,9 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
         const int half = PIXELS * height;
         // Made in whole cells, so up to three rows early.
         shuffled_ = smooth.rows(arena, zeros, half, smooth.rows_together() + 2 + 3, PIXELS, cells_);
-        smooth_ = reduce.rows(arena, zeros, half, reduce.rows_together() + 2, PIXELS, cells_);
+        // Edges are made in whole cells, up to four rows after y.
+        const int kept = reduce.rows_together() + 2 + (edges ? 4 : 0);
+        smooth_ = reduce.rows(arena, zeros, half, kept, PIXELS, cells_);
         winograd_ = WinogradParts(arena, std::max(shuffled_.row_words(), smooth_.row_words()));
         // Whole rows of cells: a pixel's convolutions read the same features.
         lower_ = Stream(plan.cells.first, height, [this](int row, int) { mix_row(row); });
@@ -163,13 +202,14 @@ float* Fuse::Run::mixed_row(int row) const {
 }
 
 void Fuse::Run::mix_row(int row) {
-    const uint32_t* lines[2] = {shallow_.row(row) + begin_, deep_.row(row) + begin_};
-    const ptrdiff_t here = 0;
+    const ptrdiff_t begin = of_features_.begin(), here = 0;
+    const int units = of_features_.units();
+    const uint32_t* lines[2] = {shallow_.row(row) + begin, deep_.row(row) + begin};
     if (!fuse_.sizes_.learned_upsampling) {
         Finish finish;
         finish.slope = fuse_.mix_slope_;
         finish.kept = mixed_row(row), finish.kept_stride = run_;
-        fuse_.mix_.front().row(lines, &here, shallow_.stride(), units_, columns_.finish(finish));
+        fuse_.mix_.front().row(lines, &here, shallow_.stride(), units, of_features_.finish(finish));
         return;
     }
     for (int i = 0; i < PIXELS; ++i) {
@@ -177,7 +217,7 @@ void Fuse::Run::mix_row(int row) {
             Finish finish = shuffled_.packing(PIXELS * row + i, j);
             finish.slope = fuse_.mix_slope_;
             const Convolution& mix = fuse_.mix_[PIXELS * i + j];
-            mix.row(lines, &here, shallow_.stride(), units_, columns_.finish(finish));
+            mix.row(lines, &here, shallow_.stride(), units, of_features_.finish(finish));
         }
     }
 }
@@ -222,6 +262,12 @@ Finish Fuse::Run::y_ending(int row, int phase) {
     return finish;
 }
 
+Finish Fuse::Run::edge_ending(int row, int phase) {
+    Finish finish = edges_->first().packing(row, phase);
+    finish.slope = fuse_.edge_slope_;
+    return finish;
+}
+
 void Fuse::Run::export_y(int row) {
     const int channels = fuse_.sizes_.y;
     if (!map_) return;
@@ -229,8 +275,8 @@ void Fuse::Run::export_y(int row) {
     export_row(floats, PIXELS, channels, cells_, width_, map_ + size_t(row) * PIXELS * cells_ * channels);
 }
 
-// All four rows of y of a row of cells.
-void Fuse::Run::y_cells(int row) {
+// All four rows of y and of edges of a row of cells.
+void Fuse::Run::rows_of_cells(int row) {
     upper_.need(row + 2);
     // The up-sampled map's rows around the cell: c of the cell before, a, b, b, c, a of the cell after.
     constexpr int CELL[WinogradParts::COUNT] = {-1, 0, 0, 0, 0, 1}, VALUE[WinogradParts::COUNT] = {2, 0, 1, 1, 2, 0};
@@ -240,18 +286,66 @@ void Fuse::Run::y_cells(int row) {
     }
     winograd_.transform(fuse_.kernels_, lines, 3 * values_.groups(), values_.stride(), columns_);
     for (int i = 0; i < WinogradParts::COUNT; ++i) lines[i] = winograd_.part(i) + PAD + begin_;
+    const auto convolve = [&](const std::vector<Convolution>& columns, const auto& end) {
+        for (int phase = 0; phase < PIXELS; ++phase) {
+            const Taps taps = value_taps(phase, values_.phase());
+            Finish rows[PIXELS];
+            for (int i = 0; i < PIXELS; ++i) rows[i] = columns_.finish(end(PIXELS * row + i, phase));
+            columns[phase].winograd_rows(lines, taps.data(), values_.stride(), units_, rows, PIXELS);
+        }
+    };
+    const Range rows = {PIXELS * row, PIXELS * (row + 1)};
+    if (rows.last > wanted_y_.first && rows.first < wanted_y_.last) {
+        convolve(fuse_.reduce_, [&](int at, int phase) { return y_ending(at, phase); });
+        for (int i = rows.first; i < rows.last; ++i) export_y(i);
+    }
+    if (rows.last > wanted_edges_.first && rows.first < wanted_edges_.last) {
+        convolve(fuse_.edge_, [&](int at, int phase) { return edge_ending(at, phase); });
+        edges_->take(rows.first, PIXELS);
+    }
+}
+
+// A row of convolutions of a cell's pixels.
+template <class End>
+void Fuse::Run::pixel_row(const std::vector<Convolution>& pixels, int row, const End& end) {
+    const int cell = row / PIXELS;
+    const Values& down = VALUES[row % PIXELS];
+    const uint32_t* lines[3];
+    for (int i = 0; i < down.count; ++i) {
+        lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase() + begin_;
+    }
     for (int phase = 0; phase < PIXELS; ++phase) {
         const Taps taps = value_taps(phase, values_.phase());
-        Finish rows[PIXELS];
-        for (int i = 0; i < PIXELS; ++i) rows[i] = columns_.finish(y_ending(PIXELS * row + i, phase));
-        fuse_.reduce_[phase].winograd_rows(lines, taps.data(), values_.stride(), units_, rows, PIXELS);
+        const Finish finish = columns_.finish(end(row, phase));
+        pixels[row % PIXELS * PIXELS + phase].row(lines, taps.data(), values_.stride(), units_, finish);
     }
-    for (int i = 0; i < PIXELS; ++i) export_y(PIXELS * row + i);
+}
+
+// Rows of edges for which all is there that they read; or all that are left.
+void Fuse::Run::make_edges(bool all) {
+    const auto end = [&](int row, int phase) { return edge_ending(row, phase); };
+    const int together = fuse_.edge_rows_together();
+    for (; next_edge_ < wanted_edges_.last; next_edge_ += together) {
+        const int needed = fuse_.sizes_.learned_upsampling ? next_edge_ + together + 1 : values_for(next_edge_);
+        if (!all && upper_.next() < std::min(needed, upper_.end())) return;
+        upper_.need(needed);
+        if (fuse_.sizes_.learned_upsampling) {
+            convolve_rows(fuse_.edge_.front(), smooth_, PIXELS, next_edge_, together, columns_, winograd_, end);
+        } else {
+            pixel_row(fuse_.edge_, next_edge_, end);
+        }
+        edges_->take(next_edge_, together);
+    }
+}
+
+void Fuse::Run::finish_edges() {
+    if (!fuse_.by_columns()) return make_edges(true);
+    for (; PIXELS * next_cells_ < wanted_edges_.last; ++next_cells_) rows_of_cells(next_cells_);
 }
 
 void Fuse::Run::make(int first, int count) {
     if (fuse_.by_columns()) {
-        for (; PIXELS * cells_done_ < first + count; ++cells_done_) y_cells(cells_done_);
+        for (; PIXELS * next_cells_ < first + count; ++next_cells_) rows_of_cells(next_cells_);
         return;
     }
     if (fuse_.sizes_.learned_upsampling) {
@@ -263,24 +357,15 @@ void Fuse::Run::make(int first, int count) {
             convolve_rows(fuse_.reduce_.front(), smooth_, PIXELS, row, rows, columns_, winograd_,
                           [&](int at, int phase) { return y_ending(at, phase); });
             export_y(row);
+            make_edges(false);
         }
         return;
     }
     for (int row = first; row < first + count; ++row) {
-        const int cell = row / PIXELS;
-        const Values& down = VALUES[row % PIXELS];
-        upper_.need(cell + (down.cell[down.count - 1] > 0 ? 2 : 1));
-        const uint32_t* lines[3];
-        for (int i = 0; i < down.count; ++i) {
-            lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase() + begin_;
-        }
-        for (int phase = 0; phase < PIXELS; ++phase) {
-            const Taps taps = value_taps(phase, values_.phase());
-            const Convolution& reduce = fuse_.reduce_[row % PIXELS * PIXELS + phase];
-            const Finish finish = columns_.finish(y_ending(row, phase));
-            reduce.row(lines, taps.data(), values_.stride(), units_, finish);
-        }
+        upper_.need(values_for(row));
+        pixel_row(fuse_.reduce_, row, [&](int at, int phase) { return y_ending(at, phase); });
         export_y(row);
+        make_edges(false);
     }
 }
 

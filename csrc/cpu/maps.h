@@ -24,6 +24,13 @@ struct Range {
     Range wider(int reach, int end) const { return {std::max(first - reach, 0), std::min(last + reach, end)}; }
 };
 
+// What holds both; an empty one does not count.
+inline Range around_both(Range one, Range other) {
+    if (one.count() <= 0) return other;
+    if (other.count() <= 0) return one;
+    return {std::min(one.first, other.first), std::max(one.last, other.last)};
+}
+
 // The cells of a row that somebody wants. Whole units of them are computed; what lies in a map beyond these is of no
 // meaning, for nobody wants what depends on it.
 class Columns {

@@ -16,7 +16,9 @@ Network::Network(const Kernels& kernels, const Operands& operands)
       downsample_(kernels, operands),
       extract_(kernels, operands),
       fuse_(kernels, operands),
-      segment_(kernels, operands) {}
+      segment_(kernels, operands) {
+    if (sizes_.edges) edges_.emplace(kernels, operands);
+}
 
 std::unique_ptr<Memory> Network::borrow() const {
     const std::lock_guard lock(fork_safe_mutex());
@@ -38,13 +40,22 @@ Segment::Plan Network::segment_plan(const Run& run, Range rows) const {
     return segment_.plan({COLUMNS * rows.first, COLUMNS * rows.last}, run.columns(), half);
 }
 
-Fuse::Plan Network::fuse_plan(const Run& run, const Segment::Plan& segment) const {
-    return fuse_.plan(segment.y, segment.y_groups, segment.around, run.height / PHASES);
+Edges::Plan Network::edge_plan(const Run& run, Range rows) const {
+    const int half = COLUMNS * (run.height / PHASES);
+    return edges_->plan({COLUMNS * rows.first, COLUMNS * rows.last}, run.columns(), half);
+}
+
+Fuse::Plan Network::fuse_plan(const Run& run, Range rows) const {
+    // The groups are those of the segmentation head, whoever wants which rows.
+    const Segment::Plan segment = segment_plan(run, rows);
+    const Range y = run.makes_edges() && !run.makes_answer() ? Range{} : segment.y;
+    const Range edges = run.makes_edges() ? edge_plan(run, rows).first : Range{};
+    return fuse_.plan(y, edges, segment.y_groups, segment.around, run.height / PHASES);
 }
 
 Extract::Plan Network::extract_plan(const Run& run) const {
-    const Fuse::Plan fuse = fuse_plan(run, segment_plan(run, run.rows()));
-    return extract_.plan(run.height / PHASES, {fuse.cells, fuse.columns});
+    const Fuse::Plan fuse = fuse_plan(run, run.rows());
+    return extract_.plan(run.height / PHASES, {fuse.cells, fuse.of_features});
 }
 
 Network::Layout Network::layout(const Run& run, const Extract::Plan& plan) const {
@@ -52,6 +63,7 @@ Network::Layout Network::layout(const Run& run, const Extract::Plan& plan) const
     Layout layout;
     layout.zeros = std::max({downsample_.zero_words(cells), extract_.zero_words(cells), fuse_.zero_words(cells),
                              segment_.zero_words(cells)});
+    if (edges_) layout.zeros = std::max(layout.zeros, edges_->zero_words(cells));
     layout.zeros = (layout.zeros + PAD - 1) / PAD * PAD;
     Arena counted;
     const uint32_t* const anything = counted.take(0);
@@ -182,7 +194,7 @@ void Network::run_stages(const Run& run, const Extract::Plan& plan, int image, c
         extract_.run(plan, maps, member, of_image(run.shallow, size), of_image(run.deep, size), zeros, arena);
         end_stage(arena, 1);
     }
-    if (run.stage == Stage::fuse) {
+    if (run.stage == Stage::fuse || run.stage == Stage::edges) {
         const size_t size = map * sizes_.features;
         pack_map(of_image(run.shallow_in, size), sizes_.features, maps.shallow);
         pack_map(of_image(run.deep_in, size), sizes_.features, maps.deep);
@@ -191,10 +203,16 @@ void Network::run_stages(const Run& run, const Extract::Plan& plan, int image, c
     if (run.stage == Stage::downsample || run.stage == Stage::extract) return;
 
     Arena arena = scratch;
-    const Rows y = segment_.y_rows(arena, zeros, COLUMNS * height, fuse_.rows_early(), cells);
+    const bool makes_y = run.makes_answer() || run.stage == Stage::fuse;
+    const Rows y = makes_y ? segment_.y_rows(arena, zeros, COLUMNS * height, fuse_.rows_early(), cells) : Rows();
     Segment::Plan segment = segment_plan(run, mine);
     const int answer_row = COLUMNS * run.rows().first;
     const size_t answered = size_t(PHASES * run.rows().count()) * PHASES * run.columns().wanted().count();
+    std::optional<Edges::Run> edges;
+    if (run.makes_edges()) {
+        edges.emplace(*edges_, edge_plan(run, mine), COLUMNS * height, fuse_.edge_rows_together(),
+                      of_image(run.edges, answered / 4), answer_row, zeros, arena);
+    }
     const bool decides = run.kind == AnswerKind::decision;
     Answer answer;
     answer.kind = run.kind, answer.labels = of_image(run.labels, answered);
@@ -206,16 +224,20 @@ void Network::run_stages(const Run& run, const Extract::Plan& plan, int image, c
             for (int i = row; i < row + rows; ++i) pack(from, sizes_.y, COLUMNS, y, i, floats);
         };
         segment_.run(segment, y, make_y, answer_row, answer, zeros, arena);
-    } else if (all) {
-        const Fuse::Plan plan = fuse_plan(run, segment);
-        segment.y = plan.y;
-        Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, nullptr, zeros, arena);
-        const auto make_y = [&](int row, int rows) { fuse.make(row, rows); };
-        segment_.run(segment, y, make_y, answer_row, answer, zeros, arena);
+    } else if (all || run.stage == Stage::edges) {
+        const Fuse::Plan plan = fuse_plan(run, mine);
+        Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, nullptr, edges ? &*edges : nullptr, zeros, arena);
+        if (run.makes_answer()) {
+            segment.y = plan.y;
+            const auto make_y = [&](int row, int rows) { fuse.make(row, rows); };
+            segment_.run(segment, y, make_y, answer_row, answer, zeros, arena);
+        }
+        if (edges && !most) fuse.finish_edges();
     } else {
         const Range rows = {COLUMNS * mine.first, COLUMNS * mine.last};
-        const Fuse::Plan plan = fuse_.plan(rows, Groups(COLUMNS * height, 1), run.columns(), height, true);
-        Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, of_image(run.y, half_map * sizes_.y), zeros, arena);
+        const Fuse::Plan plan = fuse_.plan(rows, {}, Groups(COLUMNS * height, 1), run.columns(), height, true);
+        float* const map = of_image(run.y, half_map * sizes_.y);
+        Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, map, nullptr, zeros, arena);
         for (int row = rows.first; row < rows.last && !most; ++row) fuse.make(row, 1);
     }
     end_stage(arena, 2);

@@ -3,9 +3,11 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "downsample.h"
+#include "edges.h"
 #include "extract.h"
 #include "fuse.h"
 #include "segment.h"
@@ -13,7 +15,7 @@
 
 namespace dssnet::cpu {
 
-enum class Stage { all, downsample, extract, fuse, segment };
+enum class Stage { all, downsample, extract, fuse, segment, edges };
 
 // What a run reads and writes; what its stage does not need is null. All maps are contiguous, channels last, float.
 struct Run {
@@ -27,10 +29,14 @@ struct Run {
     const float *x0_in = nullptr, *shallow_in = nullptr, *deep_in = nullptr, *y_in = nullptr;
     double* seconds = nullptr;             // [3], added to: downsample, extract, and the two others together
     float *x0 = nullptr, *shallow = nullptr, *deep = nullptr, *y = nullptr;
+    // What all stages are run for.
+    bool wants_answer = true, wants_edges = false;
     AnswerKind kind = AnswerKind::labels;
     uint8_t* labels = nullptr;
-    float* values = nullptr;
+    float *values = nullptr, *edges = nullptr;
 
+    bool makes_answer() const { return stage == Stage::segment || (stage == Stage::all && wants_answer); }
+    bool makes_edges() const { return stage == Stage::edges || (stage == Stage::all && wants_edges); }
     Range rows() const { return has_core ? core_rows : Range{0, height / PHASES}; }
     Columns columns() const { return has_core ? Columns(width / PHASES, core_columns) : Columns(width / PHASES); }
 };
@@ -46,7 +52,7 @@ class Network {
     const Sizes& sizes() const { return sizes_; }
     // Multiply-accumulates for an image, padding included: as `Run::seconds`.
     std::array<double, 3> macs(int height, int width) const;
-    // What a run needs beyond inputs and results, in bytes. Of `run` only sizes, stage and core count.
+    // What a run needs beyond inputs and results, in bytes. Of `run` only sizes, stage, core and what is wanted count.
     size_t workspace_bytes(const Run& run, int threads) const;
 
   private:
@@ -58,7 +64,8 @@ class Network {
     Layout layout(const Run& run, const Extract::Plan& plan) const;
     // What a share of the rows wants of the stages before.
     Segment::Plan segment_plan(const Run& run, Range rows) const;
-    Fuse::Plan fuse_plan(const Run& run, const Segment::Plan& segment) const;
+    Edges::Plan edge_plan(const Run& run, Range rows) const;
+    Fuse::Plan fuse_plan(const Run& run, Range rows) const;
     Extract::Plan extract_plan(const Run& run) const;
     void run_image(const Run& run, const Extract::Plan& plan, int image, const Member& member, const Layout& layout,
                    uint32_t* memory) const;
@@ -75,6 +82,7 @@ class Network {
     Extract extract_;
     Fuse fuse_;
     Segment segment_;
+    std::optional<Edges> edges_;
     mutable std::vector<std::unique_ptr<Memory>> kept_;
 };
 

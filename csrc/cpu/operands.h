@@ -17,6 +17,7 @@ struct Sizes {
     int fused = 84;     // of the FFM
     int y = 32, narrow = 20;
     bool learned_upsampling = false;
+    bool edges = false;  // whether there is an edge head
 };
 
 // Convolutions side by side that read one map and whose outputs follow each other, and their PReLU.

@@ -52,6 +52,10 @@ class Stream {
     Stream(int first, int end, std::function<void(int first, int count)> make)
         : Stream(first, end, Groups(end, 1), std::move(make)) {}
 
+    // Rows before this one are there.
+    int next() const { return next_; }
+    int end() const { return end_; }
+
     // All rows before `row` are there afterwards, as far as the map has them.
     void need(int row) {
         for (row = std::min(row, end_); next_ < row;) {

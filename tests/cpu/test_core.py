@@ -55,31 +55,42 @@ def some_exact(name: str) -> tuple[str, ...]:
 
 
 def check(ours: engine.CpuBackend, name: str, sizes: list[tuple[int, int]], count: int) -> None:
-    """Random cores of random images beside the whole image's decision and labels."""
+    """Random cores of random images beside the whole image's decision, labels and edges."""
     random = np.random.default_rng(3)
     channels = ours.config.in_channels
     net = FastDSSNet(calibrated(name), device="cpu", backend="cpu", precision="fp32")
     net._backend = ours
+    edges = net.has_edges
     for height, width in sizes:
         batch = int(random.integers(1, 4))
         image = noise(batch, height, width, channels)
         # Memory that is used again holds what is no number, or another image.
         poison = torch.full((batch, channels, height, width), torch.nan)
         with threads(1):
-            labels, probability = net.decide(image)
+            whole = net.decide(image, edges=edges)
+            labels, probability, *edge_map = whole
             assert labels.dtype == np.uint8
             assert probability.dtype == np.float32
             np.testing.assert_array_equal(labels, net.predict(image))
+            for found, wanted in zip(net.decide(image), whole[:2], strict=True):
+                np.testing.assert_array_equal(found, wanted)
+            if edges:
+                assert edge_map[0].dtype == np.float32
+                np.testing.assert_array_equal(edge_map[0], net.predict(image, "edges"))
             expected = net.predict(image, "probabilities").max(axis=3)
             np.testing.assert_allclose(probability, expected, rtol=1e-6)
         for number, core in enumerate(cores(random, height, width, count)):
             with threads(1 + number % 2):
                 if number < 3:
                     net(poison)
-                found = net.decide(image, core)
-            for part, whole in zip(found, (labels, probability), strict=True):
-                at = (slice(None), *core.within(Box(0, 0, height, width)))
-                np.testing.assert_array_equal(part, whole[at], err_msg=f"{core} of {image.shape}")
+                # Each with the context that it needs, and no more of the memory.
+                found = [*net.decide(image, core)]
+                if edges:
+                    net(poison)
+                    found += net.decide(image, core, edges=True)
+            at = (slice(None), *core.within(Box(0, 0, height, width)))
+            for part, wanted in zip(found, [*whole[:2], *whole][: len(found)], strict=True):
+                np.testing.assert_array_equal(part, wanted[at], err_msg=f"{core} of {image.shape}")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -110,10 +121,11 @@ def test_threads_change_no_bit(name, mode):
     for height, width in ((8, 8), (24, 40), (72, 136), (200, 24)):
         image = torch.from_numpy(noise(1, height, width, ours.config.in_channels))
         with threads(1):
-            alone = ours.infer(image, "logits")
+            alone, edges = ours.infer(image, "logits"), ours.infer_edges(image)
         for count in (2, 3, 5):
             with threads(count):
                 assert torch.equal(ours.infer(image, "logits"), alone)
+                assert torch.equal(ours.infer_edges(image), edges)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -122,8 +134,8 @@ def test_tiles_of_a_core(mode, monkeypatch):
     ours = backend(calibrated("gray"), mode, winograd=False)
     image = torch.from_numpy(noise(2, 800, 1400, 1))
     core = Box(240, 400, 720, 1160)
-    expected = ours.decide(image, core)
-    logits = ours.infer(image, "logits")
+    expected = ours.decide(image, core, edges=True)
+    logits, edges = ours.infer(image, "logits"), ours.infer_edges(image)
     runs, run = [], ours._run
 
     def counting(stage, size, *others):
@@ -131,12 +143,17 @@ def test_tiles_of_a_core(mode, monkeypatch):
         run(stage, size, *others)
 
     monkeypatch.setattr(ours, "_run", counting)
-    monkeypatch.setattr(engine, "WORKSPACE_BYTES", ours.workspace_bytes(320, 320))
-    for found, wanted in zip(ours.decide(image, core), expected, strict=True):
-        assert torch.equal(found, wanted)
-    assert len(runs) > 4
-    assert sum(runs) < 800 * 1400
+    monkeypatch.setattr(engine, "WORKSPACE_BYTES", ours.workspace_bytes(320, 320, edges=True))
+    for with_edges in (False, True):
+        runs.clear()
+        answers = ours.decide(image, core, with_edges)
+        for found, wanted in zip(answers, expected[: len(answers)], strict=True):
+            assert torch.equal(found, wanted)
+        assert len(answers) == 2 + with_edges
+        assert len(runs) > 4
+        assert sum(runs) < 800 * 1400
     assert torch.equal(ours.infer(image, "logits"), logits)
+    assert torch.equal(ours.infer_edges(image), edges)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -151,9 +168,11 @@ def test_a_small_core_takes_little_memory(mode):
 
 def test_no_images_give_no_answers():
     net = FastDSSNet(calibrated("gray"), device="cpu", backend="cpu", precision="fp32")
-    labels, probability = net.decide(noise(0, 40, 40, 1), Box(3, 4, 10, 20))
-    assert labels.shape == probability.shape == (0, 7, 16)
-    assert (labels.dtype, probability.dtype) == (np.uint8, np.float32)
+    labels, probability, edges = net.decide(noise(0, 40, 40, 1), Box(3, 4, 10, 20), edges=True)
+    assert labels.shape == probability.shape == edges.shape == (0, 7, 16)
+    assert (labels.dtype, probability.dtype, edges.dtype) == (np.uint8, np.float32, np.float32)
+    assert len(net.decide(noise(0, 40, 40, 1))) == 2
+    assert net.predict(noise(0, 40, 41, 1), "edges").shape == (0, 40, 41)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -22,12 +22,14 @@ pytestmark = pytest.mark.usefixtures("extension", "reproducible")
 # Sums of bytes are exact, and what becomes of them is computed in float32: 1e-7 from the oracle.
 # Now and then a value lies so close to the middle between two steps that it is rounded to the other
 # one, which every layer after it sees. These are shares of what int8 itself does to an answer; the
-# worst seen of the first was 0.05, of the second 1.04.
-FLIPS, LOW = 0.2, 1.1
+# worst seen of the first was 0.05, of the second 1.04. Edges lose little to int8, some 0.1 %, so that
+# bfloat16 after their first convolution counts for more: of the third it was 1.29.
+FLIPS, LOW, LOW_EDGES = 0.2, 1.1, 1.5
 # What is not int8, the FFM's first convolution for one, is in bfloat16 where that is fast.
 BF16 = [name for name, one in INSTRUCTION_SETS.items() if one["fast_bf16"]]
 FP32 = [name for name in INSTRUCTION_SETS if name not in BF16]
-STAGES = ("downsample", "extract", "fuse", "segment", "infer")
+STAGES = ("downsample", "extract", "fuse", "segment", "infer", "edges", "infer_edges")
+WITH_FFM = ("fuse", "infer", "edges", "infer_edges")
 
 
 def pixels(name: str, *shape: int) -> torch.Tensor:
@@ -41,7 +43,10 @@ def expected(name: str, strange: bool):
     oracle, exact, image = Int8Oracle(weights), backend(weights), pixels(name, 2, 24, 136)
     found, given = {}, [image]
     for stage in STAGES:
-        given = [image] if stage == "infer" else given
+        if "edges" in stage and not CONFIGS[name].edge:
+            continue
+        given = [image] if "infer" in stage else given
+        given = found["fuse"][0] if stage == "edges" else given
         wide = [x if x.dtype == torch.uint8 else x.double() for x in given]
         made = run(oracle, stage, wide)
         truth = [x.double() for x in run(exact, stage, given)]
@@ -50,10 +55,16 @@ def expected(name: str, strange: bool):
     return found
 
 
+def skip_without_edges(name: str, stage: str) -> None:
+    if "edges" in stage and not CONFIGS[name].edge:
+        pytest.skip("this network has no edge head")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("strange", [False, True], ids=["plain", "strange"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stage_is_the_oracles(name, strange, stage):
+    skip_without_edges(name, stage)
     given, made, truth = expected(name, strange)[stage]
     for instruction_set in INSTRUCTION_SETS:
         engine = backend(calibrated(name, strange), "int8", instruction_set)
@@ -61,18 +72,22 @@ def test_stage_is_the_oracles(name, strange, stage):
         for mine, wanted, exact in zip(answers, made, truth, strict=True):
             loss = relative_error(wanted, exact)
             assert loss > 1e-5, "this is not int8 at all"
-            if instruction_set in BF16 and stage in ("fuse", "infer"):
-                assert relative_error(mine, exact) <= LOW * loss, instruction_set
+            if instruction_set in BF16 and stage in WITH_FFM:
+                low = LOW_EDGES if "edges" in stage else LOW
+                assert relative_error(mine, exact) <= low * loss, instruction_set
             else:
                 assert relative_error(mine, wanted) <= FLIPS * loss, instruction_set
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if "edges" not in stage])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_processors_agree_to_the_bit(name, stage):
-    """Where they compute what is exact in the same type; without Winograd's form in that."""
+    """Where they compute what is exact in the same type; without Winograd's form in that.
+
+    Edges end in sums of floats, which not all round alike.
+    """
     given, *_ = expected(name, False)[stage]
-    together = [FP32, BF16] if stage in ("fuse", "infer") else [list(INSTRUCTION_SETS)]
+    together = [FP32, BF16] if stage in WITH_FFM else [list(INSTRUCTION_SETS)]
     for group in together:
         engines = [backend(calibrated(name), "int8", one, winograd=False) for one in group]
         answers = [run(engine, stage, given) for engine in engines]

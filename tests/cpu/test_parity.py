@@ -60,10 +60,17 @@ def stages(name: str, precision: str, plain: bool) -> Stages:
         inputs[stage] = pixels if stage == "downsample" else given
         exact[stage], rounded[stage] = reference.stage(stage, *given)
         given = [x.to(reference.dtype) for x in exact[stage]]
-    inputs["infer"] = pixels
+        if stage == "extract" and CONFIGS[name].edge:
+            inputs["edges"] = given
+            exact["edges"], rounded["edges"] = reference.stage("edges", *given)
+    inputs["infer"] = inputs["infer_edges"] = pixels
+    image = reference.image
     with torch.no_grad():
-        exact["infer"] = [last(reference.exact.logits(reference.image))]
-        rounded["infer"] = [last(reference.rounded.logits(reference.image.to(reference.dtype)))]
+        exact["infer"] = [last(reference.exact.logits(image))]
+        rounded["infer"] = [last(reference.rounded.logits(image.to(reference.dtype)))]
+        if CONFIGS[name].edge:
+            exact["infer_edges"] = [last(reference.exact(image).edge)]
+            rounded["infer_edges"] = [last(reference.rounded(image.to(reference.dtype)).edge)]
     return Stages(weights, inputs, exact, rounded)
 
 
@@ -74,17 +81,22 @@ def engine(name: str, mode: str, plain: bool, instruction_set: str):
     return backend(weights, precision, instruction_set, winograd=form != "direct")
 
 
-@pytest.mark.parametrize("stage", ["downsample", "extract", "fuse", "segment", "infer"])
+@pytest.mark.parametrize(
+    "stage", ["downsample", "extract", "fuse", "segment", "infer", "edges", "infer_edges"]
+)
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "strange"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_stage(instruction_set, name, mode, plain, stage):
     """Float32 is exact; fusing rounds less often than PyTorch does in bfloat16."""
+    if "edges" in stage and not CONFIGS[name].edge:
+        pytest.skip("this network has no edge head")
     ours = engine(name, mode, plain, instruction_set)
     case = stages(name, mode.partition("-")[0], plain)
     answer = run(ours, stage, case.inputs[stage])
     for mine, wanted, theirs in zip(answer, case.exact[stage], case.rounded[stage], strict=True):
+        mine = mine[..., None] if "edges" in stage else mine
         assert mine.shape == wanted.shape
         error = relative_error(mine, wanted)
         limit = relative_error(theirs, wanted) if mode == "bf16" else EXACT
@@ -101,21 +113,27 @@ def test_stage(instruction_set, name, mode, plain, stage):
 def test_any_size_on_any_number_of_threads(instruction_set, name, shape):
     """In Winograd's form, whose squares of rows begin where a thread's share does."""
     image = noise(*shape, CONFIGS[name].in_channels)
-    expected = whole(name, shape)
+    expected, expected_edges = whole(name, shape)
     ours = backend(calibrated(name), "fp32", instruction_set)
     for count in (1, 2, 3, 5) if instruction_set in ENDS else (1, 3):
         with threads(count):
             answer = ours.infer(torch.from_numpy(image), "logits")
-        error = relative_error(answer, expected)
-        assert error <= EXACT, f"{count} threads: {error:.2e}"
+            error = relative_error(answer, expected)
+            assert error <= EXACT, f"{count} threads: {error:.2e}"
+            if CONFIGS[name].edge:
+                edges = ours.infer_edges(torch.from_numpy(image))
+                assert edges.shape == expected_edges.shape
+                assert relative_error(edges, expected_edges) <= EXACT, f"{count} threads"
 
 
 @cache
-def whole(name: str, shape: tuple[int, int, int]) -> torch.Tensor:
+def whole(name: str, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits and edges."""
     image = noise(*shape, CONFIGS[name].in_channels)
     reference = Reference(random_network(CONFIGS[name]), torch.float32, image)
     with torch.no_grad():
-        return last(reference.exact.logits(reference.image))
+        output = reference.exact(reference.image)
+    return last(output.segmentation), output.edge[:, 0] if CONFIGS[name].edge else None
 
 
 # --- threads and batches -------------------------------------------------------------------------
@@ -130,6 +148,7 @@ def test_threads_and_batches_change_nothing(instruction_set, name, precision):
     images = torch.from_numpy(noise(7, 40, 24, CONFIGS[name].in_channels))
     with threads(1):
         alone = torch.cat([ours.infer(image[None], "logits") for image in images])
+        edges = torch.cat([ours.infer_edges(image[None]) for image in images])
         middle = ours.fuse(*ours.extract(ours.downsample(images)))
     assert len({image.numpy().tobytes() for image in alone}) == len(alone)
     for count in (2, 3, 5):
@@ -137,6 +156,7 @@ def test_threads_and_batches_change_nothing(instruction_set, name, precision):
             # As many as threads, fewer, and more: each image on one thread, on all, and both.
             for batch in (1, 2, 3, 5, 7):
                 assert torch.equal(ours.infer(images[:batch], "logits"), alone[:batch])
+                assert torch.equal(ours.infer_edges(images[:batch]), edges[:batch])
             assert torch.equal(ours.fuse(*ours.extract(ours.downsample(images))), middle)
             one = images[:1, :8]  # a single row of cells
             assert torch.equal(

@@ -271,6 +271,27 @@ def test_a_core_is_one_plan_for_what_it_depends_on(setup):
     torch.testing.assert_close(probability, logits.softmax(3).amax(3))
 
 
+def test_edges_come_by_stages(setup):
+    """From the features of the kernels, which are computed once."""
+    image = images(2, 400, 24)[0]
+    core = Box(160, 8, 176, 16)
+    answers = setup.backend.decide(image, core, edges=True)
+    assert [plan for plan, _ in setup.record] == 4 * ["launch"]
+    expected = setup.expected.decide(image, core, edges=True)
+    for mine, wanted in zip(answers, expected, strict=True):
+        assert torch.equal(mine, wanted)
+    setup.record.clear()
+    edges = setup.backend.infer_edges(image)
+    assert len(setup.record) == 2
+    assert torch.equal(edges, setup.expected.infer_edges(image))
+    features = setup.expected.extract(setup.expected.downsample(image))
+    assert torch.equal(setup.backend.edges(*features), edges)
+    with pytest.raises(TypeError, match=r"features must be torch\.bfloat16"):
+        setup.backend.edges(*(part.float() for part in features))
+    with pytest.raises(ValueError, match="edges: shallow and deep must have one shape"):
+        setup.backend.edges(features[0], features[1][:, :1])
+
+
 def test_stages_pad_and_crop_channels(setup):
     image, x = images()
     x0 = setup.backend.downsample(image)

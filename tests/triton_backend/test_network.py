@@ -64,6 +64,9 @@ assert (net.predict(image) == auto.predict(image)).all()
 core = Box(5, 9, 18, 30)
 (labels, probability), (wanted, close) = net.decide(image, core), auto.decide(image, core)
 assert (labels == wanted).all() and abs(probability - close).max() < 1e-5
+(*_, edges), (*_, near) = (one.decide(image, core, edges=True) for one in (net, auto))
+assert edges.shape == (13, 21) and abs(edges - near).max() < 1e-5
+assert abs(net.predict(image, output="edges") - auto.predict(image, output="edges")).max() < 1e-5
 x = torch.rand(2, 3, 9, 17) - 0.5
 assert torch.allclose(net(x), auto(x), atol=1e-5)
 assert torch.allclose(torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x))

@@ -67,6 +67,17 @@ def test_fuse(bench):
     assert_parity(reference.dtype, [stages.fuse(*maps)], exact, rounded)
 
 
+def test_edges(bench):
+    """By the torch backend's operators, on what the kernels' own stages give."""
+    stages, reference, _, _ = bench
+    if isinstance(stages, Executed) or not reference.exact.config.edge:
+        pytest.skip("no kernels, or no edge head")
+    (x0,), _ = reference.stage("downsample", last(reference.image))
+    maps = [x.to(reference.dtype) for x in reference.stage("extract", x0)[0]]
+    exact, rounded = reference.stage("edges", *maps)
+    assert_parity(reference.dtype, [stages.edges(*maps)[..., None]], exact, rounded)
+
+
 def test_segment(bench):
     stages, reference, _, thorough = bench
     (x0,), _ = reference.stage("downsample", last(reference.image))

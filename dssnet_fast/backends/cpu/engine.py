@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dssnet_fast.backends import EDGES, check_output, new_answer
 from dssnet_fast.backends import PRECISIONS as DTYPES
-from dssnet_fast.backends import check_output, decisions, new_answer
 from dssnet_fast.backends.cpu.operands import operands
 from dssnet_fast.backends.decisions import crop_image
 from dssnet_fast.backends.inputs import (
@@ -21,7 +21,6 @@ from dssnet_fast.backends.inputs import (
     map_size,
     readable,
 )
-from dssnet_fast.backends.torch_backend import EdgeStage
 from dssnet_fast.tiling import Box, plan
 from dssnet_fast.weights import FoldedWeights
 
@@ -61,7 +60,6 @@ class CpuBackend:
         exact_type = "bf16" if instruction_set["fast_bf16"] else "fp32"
         found = operands(weights, precision, exact_type)
         self._channels = found.sizes
-        self._edges = EdgeStage(weights, CPU, self.dtype) if weights.config.edge else None
         self._network = native.CpuNetwork(
             instruction_set=self.instruction_set,
             sizes=found.sizes,
@@ -81,41 +79,41 @@ class CpuBackend:
         """
         check_output(output)
         _, height, width = check_image(image, self.config.in_channels)
-        (answer,) = self._part(image, output, Box(0, 0, height, width))
+        (answer,) = self._part(image, (output,), Box(0, 0, height, width))
         return answer
 
     def decide(self, image: Tensor, core: Box, edges: bool = False) -> tuple[Tensor, ...]:
         """All stages for a part of the images; see `dssnet_fast.backends.Backend`."""
-        if edges:
-            return decisions.by_stages(self, self.config, image, core, edges)
-        labels, probability = self._part(image, DECISION, core)
-        return labels, probability
+        return self._part(image, (DECISION, EDGES) if edges else (DECISION,), core)
 
     def infer_edges(self, image: Tensor) -> Tensor:
         """The edge map of whole images; see `dssnet_fast.backends.Backend`."""
-        return decisions.infer_edges(self, image)
+        _, height, width = check_image(image, self.config.in_channels)
+        (edges,) = self._part(image, (EDGES,), Box(0, 0, height, width))
+        return edges
 
-    def _part(self, image: Tensor, output: str, core: Box) -> tuple[Tensor, ...]:
-        """The answer, or labels and probabilities, to a part of the images."""
+    def _part(self, image: Tensor, wanted: Sequence[str], core: Box) -> tuple[Tensor, ...]:
+        """What is wanted of a part: one of the outputs, `DECISION`, `EDGES`, or the last two."""
         _, height, width = check_image(image, self.config.in_channels)
         whole = Box(0, 0, height, width)
-        needed = self.workspace_bytes(height, width, core)
+        needed = self.workspace_bytes(height, width, core, EDGES in wanted)
         if needed <= WORKSPACE_BYTES:
-            return self._run_part(image, output, core)
-        context = self.config.context_px
+            return self._run_part(image, wanted, core)
+        context = self.config.edge_context_px if EDGES in wanted else self.config.context_px
         if core.around(context, whole) != whole:
             image, core = crop_image(image, core, context)
-            return self._part(image, output, core)
+            return self._part(image, wanted, core)
         # A tile with its context on both sides takes what the limit allows, less what narrow tiles
         # lose to partly filled vectors.
         side = math.isqrt(WORKSPACE_BYTES * 9 // 10 * height * width // needed)
         tile = max(side - 2 * context, context) // 8 * 8
-        answers = self._new_answers(image, core, output)
+        answers = self._new_answers(image, core, wanted)
         for part in plan(core.height, core.width, tile, 0):
             cut, inner = crop_image(image, part.core.moved(core.top, core.left), context)
-            for answer, found in zip(answers, self._run_part(cut, output, inner), strict=True):
-                rows, columns = part.core.within(Box(0, 0, core.height, core.width))
-                answer[:, rows, columns] = found
+            for answer, found in zip(answers, self._run_part(cut, wanted, inner), strict=True):
+                scale = core.height // answer.shape[1]
+                top, left = part.core.top // scale, part.core.left // scale
+                answer[:, top : top + found.shape[1], left : left + found.shape[2]] = found
         return answers
 
     def downsample(self, image: Tensor) -> Tensor:
@@ -135,23 +133,17 @@ class CpuBackend:
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Stage 3."""
-        check_features("fuse", shallow, deep)
-        size = map_size("fuse", shallow, 8)
-        given = {
-            "shallow_in": self._readable("shallow", shallow, "features"),
-            "deep_in": self._readable("deep", deep, "features"),
-        }
+        size, given = self._features("fuse", shallow, deep)
         y = self._map(size, 2, "y")
         self._run("fuse", size, given | {"y": y})
         return y.to(self.dtype)
 
     def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
-        """The edge head, in PyTorch's operators."""
-        check_features("edges", shallow, deep)
-        for part in (shallow, deep):
-            check_map("features", part, self.config.features, self.dtype)
-        device = CPU
-        return self._edges.edges(readable(shallow, device), readable(deep, device))
+        """The edge head."""
+        size, given = self._features("edges", shallow, deep)
+        edges = self._new_edges(*size)
+        self._run("edges", size, given | {EDGES: edges})
+        return edges
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
@@ -165,16 +157,19 @@ class CpuBackend:
         self._run("segment", size, given | {name: answer}, output)
         return answer
 
-    def workspace_bytes(self, height: int, width: int, core: Box | None = None) -> int:
+    def workspace_bytes(
+        self, height: int, width: int, core: Box | None = None, edges: bool = False
+    ) -> int:
         """What an image of this size needs beyond itself, its answer and the weights.
 
         Args:
             height: Of the image, px; a multiple of 8.
             width: Likewise.
             core: The part whose answer is wanted, if not all; see `decide`.
+            edges: Whether the edge map is wanted, too.
         """
-        edges = None if core is None else astuple(core)
-        return self._network.workspace_bytes(height, width, torch.get_num_threads(), edges)
+        box = None if core is None else astuple(core)
+        return self._network.workspace_bytes(height, width, torch.get_num_threads(), box, edges)
 
     def profile(self, image: Tensor) -> dict[str, tuple[float, float]]:
         """Seconds and multiply-accumulates of one run, by stage.
@@ -203,6 +198,15 @@ class CpuBackend:
             return size, {"bytes": readable(image, CPU)}
         return size, {"floats": readable(image.float(), CPU)}
 
+    def _features(
+        self, stage: str, shallow: Tensor, deep: Tensor
+    ) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        check_features(stage, shallow, deep)
+        return map_size(stage, shallow, 8), {
+            "shallow_in": self._readable("shallow", shallow, "features"),
+            "deep_in": self._readable("deep", deep, "features"),
+        }
+
     def _readable(self, name: str, x: Tensor, channels: str) -> Tensor:
         check_map(name, x, self._channels[channels], self.dtype)
         return readable(x.float(), CPU)
@@ -211,18 +215,30 @@ class CpuBackend:
         batch, height, width = size
         return torch.empty(batch, height // scale, width // scale, self._channels[channels])
 
-    def _new_answers(self, image: Tensor, core: Box, output: str) -> tuple[Tensor, ...]:
-        size = (image.shape[0], core.height, core.width)
-        if output == DECISION:
-            labels = new_answer(image, size, "labels", self.config.classes)
-            return labels, torch.empty(size)
-        return (new_answer(image, size, output, self.config.classes),)
+    @staticmethod
+    def _new_edges(batch: int, height: int, width: int) -> Tensor:
+        return torch.empty(batch, height // 2, width // 2)
 
-    def _run_part(self, image: Tensor, output: str, core: Box) -> tuple[Tensor, ...]:
+    def _new_answers(self, image: Tensor, core: Box, wanted: Sequence[str]) -> tuple[Tensor, ...]:
+        size = (image.shape[0], core.height, core.width)
+        answers = []
+        for one in wanted:
+            if one == DECISION:
+                answers.append(new_answer(image, size, "labels", self.config.classes))
+                answers.append(torch.empty(size))
+            elif one == EDGES:
+                answers.append(self._new_edges(*size))
+            else:
+                answers.append(new_answer(image, size, one, self.config.classes))
+        return tuple(answers)
+
+    def _run_part(self, image: Tensor, wanted: Sequence[str], core: Box) -> tuple[Tensor, ...]:
         size, given = self._image(image)
-        answers = self._new_answers(image, core, output)
-        names = {"labels": ("labels",), DECISION: ("labels", "values")}.get(output, ("values",))
+        answers = self._new_answers(image, core, wanted)
+        parts = {"labels": ("labels",), DECISION: ("labels", "values"), EDGES: (EDGES,)}
+        names = [name for one in wanted for name in parts.get(one, ("values",))]
         given |= zip(names, answers, strict=True)
+        output = wanted[0] if wanted[0] != EDGES else ""
         self._run("all", size, given, output, core)
         return answers
 

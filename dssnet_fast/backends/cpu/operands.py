@@ -32,7 +32,8 @@ _BLOCKS = {
 # values it reads, in the order of csrc/cpu/fuse.cpp.
 _PIXEL_TAPS = ((0, 1, 2), (0, 3), (4, 2), (0, 1, 2))
 
-_TAIL_TERMS = (
+# Of what is composed: for all pixels, and for those at the image's border.
+_TERMS = (
     "",
     ".top",
     ".bottom",
@@ -70,7 +71,7 @@ class Operands:
         sizes: Channels of its maps.
         convolutions: By name.
         blocks: For each block its layers: names of convolutions side by side, and a PReLU's slope.
-        slopes: Of the PReLUs after the FFM's convolutions and the next.
+        slopes: Of the PReLUs after the FFM's convolutions and those that follow.
     """
 
     sizes: dict[str, int]
@@ -96,6 +97,10 @@ def operands(folded: FoldedWeights, precision: str, exact_type: str) -> Operands
             found[layer] = _convolution(tensors, layer)
     found |= (_fuse_nearest if config.upsampling == "nearest" else _fuse_learned)(tensors, config)
     found |= _segment(tensors)
+    slopes = ["fuse.mix", "fuse.smooth", "fuse.reduce", "segment.narrow"]
+    if config.edge:
+        found |= _edges(tensors, config)
+        slopes.append("edge.first")
     types = _Types(precision, exact_type, folded.quantisation)
     return Operands(
         sizes={
@@ -107,13 +112,11 @@ def operands(folded: FoldedWeights, precision: str, exact_type: str) -> Operands
             "y": tensors["fuse.reduce.weight"].shape[0],
             "narrow": tensors["segment.narrow.weight"].shape[0],
             "learned_upsampling": config.upsampling == "pixel_shuffle",
+            "edges": config.edge,
         },
         convolutions={name: types.operand(name, *pair) for name, pair in found.items()},
         blocks=[_block(tensors, f"extract.blocks.{i}", config) for i in range(config.blocks)],
-        slopes={
-            name: float(tensors[f"{name}.slope"])
-            for name in ("fuse.mix", "fuse.smooth", "fuse.reduce", "segment.narrow")
-        },
+        slopes={name: float(tensors[f"{name}.slope"]) for name in slopes},
     )
 
 
@@ -130,22 +133,26 @@ class _Types:
     def operand(self, name: str, weight: Tensor, bias: Tensor) -> Operand:
         """A convolution as the extension takes it; `weight` is [lines, taps, I, O] already."""
         step = self._step(name)
+        # What the edge head's last convolution reads is never rounded: it has one channel.
+        exact = "fp32" if name == "edge.last" else self._type
         return Operand(
             np.ascontiguousarray(weight.float().numpy()),
             np.ascontiguousarray(bias.float().numpy()),
-            self._type if step is None else "int8",
+            exact if step is None else "int8",
             1.0 if step is None else step,
         )
 
     def _step(self, name: str) -> float | None:
-        if self._given is None or name.startswith("fuse.mix") or self._layer(name) in self._exact:
+        if self._given is None or name.startswith(("fuse.mix", "edge.tail", "edge.last")):
+            return None
+        if self._layer(name) in self._exact:
             return None
         if name.startswith(("downsample.stem", "downsample.strided")):
             return IMAGE_STEP
         steps: Mapping[str, float] = self._given.steps
         if name.startswith("segment.tail"):
             return steps["segment.tail"]
-        if name.startswith("fuse.reduce"):
+        if name.startswith(("fuse.reduce", "edge.first")):
             return steps["fuse.reduce"]
         return steps[name]
 
@@ -155,6 +162,9 @@ class _Types:
         parts = name.split(".")
         if name.startswith(("downsample.stem", "downsample.strided")):
             return "downsample.stem"
+        if name.startswith("edge.first"):
+            # It reads the same map.
+            return "fuse.reduce"
         return ".".join(parts[:3] if name.startswith("extract.blocks") else parts[:2])
 
 
@@ -203,15 +213,19 @@ def _fuse_nearest(
     found = {"fuse.mix": (_two_lines(mix, config), tensors["fuse.mix.bias"])}
     for i, product in enumerate(fold.cell_differences(smooth)):
         found[f"fuse.smooth.{i}"] = (product[None, None], nothing if i else bias)
-    taps = fold.cell_taps(tensors["fuse.reduce.weight"])
+    return found | _over_cells(tensors, "fuse.reduce")
+
+
+def _over_cells(tensors: Mapping[str, Tensor], name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """A 3x3 convolution of the map that the FFM's nine values a cell stand for."""
+    taps, bias = fold.cell_taps(tensors[f"{name}.weight"]), tensors[f"{name}.bias"]
+    found = {}
     for i, rows in enumerate(_PIXEL_TAPS):
         for j, columns in enumerate(_PIXEL_TAPS):
-            pixel = taps[list(rows)][:, list(columns)]
-            found[f"fuse.reduce.{4 * i + j}"] = (pixel, tensors["fuse.reduce.bias"])
+            found[f"{name}.{4 * i + j}"] = (taps[list(rows)][:, list(columns)], bias)
     # The same with the kernel's rows as they are, for Winograd's form down the columns.
     for j, columns in enumerate(_PIXEL_TAPS):
-        column = taps[:3][:, list(columns)]
-        found[f"fuse.reduce.column.{j}"] = (column, tensors["fuse.reduce.bias"])
+        found[f"{name}.column.{j}"] = (taps[:3][:, list(columns)], bias)
     return found
 
 
@@ -240,6 +254,29 @@ def _segment(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     tail = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
     terms = border.tail_terms(*(tensors[f"segment.{name}"] for name in tail))
     found = {"segment.narrow": _convolution(tensors, "segment.narrow")}
-    for name, (weight, bias) in zip(_TAIL_TERMS, terms, strict=True):
+    for name, (weight, bias) in zip(_TERMS, terms, strict=True):
         found[f"segment.tail{name}"] = (_laid(weight.flatten(0, 2)), bias.flatten())
     return found
+
+
+def _edges(tensors: Mapping[str, Tensor], config: DSSNetConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    if config.upsampling == "nearest":
+        found = _over_cells(tensors, "edge.first")
+    else:
+        found = {"edge.first": _convolution(tensors, "edge.first")}
+    tail = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+    terms = border.composed_terms(*(tensors[f"edge.{name}"] for name in tail))
+    for name, term in zip(_TERMS, terms, strict=True):
+        found[f"edge.tail{name}"] = _rows_of_taps(*term)
+    return found | {"edge.last": _convolution(tensors, "edge.last")}
+
+
+def _rows_of_taps(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution [1, I, rows, taps] with an output for each row: [1, taps, I, rows].
+
+    The middle row, which is always in the image, has the bias.
+    """
+    rows = weight.shape[2]
+    biases = bias.new_zeros(rows)
+    biases[rows // 2] = bias
+    return weight.permute(0, 3, 1, 2), biases
