@@ -10,9 +10,10 @@ import shapely
 from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops
 
-from dssnet_fast import contours
-from dssnet_fast.nuclei import find_nuclei
+from dssnet_fast import contours, separate
+from dssnet_fast.nuclei import find_nuclei, probability_units
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.runs import run_sums
 from dssnet_fast.tiling import Box, plan
 from dssnet_fast.wsi import measure
 from dssnet_fast.wsi.measure import OpticalDensity
@@ -36,9 +37,8 @@ def random_image(random, height, width, roughness):
         .repeat(8, 1)[:height, :width]
     )
     probability = random.random((height, width), dtype=np.float32)
-    # The thresholds are those of what is inside, of which some lies far from any border.
-    steps = np.quantile(noise, [0.75, 0.85, 0.95])
-    levels = np.searchsorted(steps, noise + random.normal(0, 0.01, noise.shape)).astype(np.uint8)
+    depth = gaussian_filter(random.normal(size=(height, width)), 2)
+    levels = np.searchsorted(np.quantile(depth, [0.4, 0.6, 0.8]), depth).astype(np.uint8)
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
     return labels, probability, levels, pixels
 
@@ -76,7 +76,13 @@ def by_place(table):
     return table[order]
 
 
-@pytest.mark.parametrize("roughness", [0.7, 2, 6])
+@pytest.fixture(autouse=True)
+def _small_seeds(monkeypatch):
+    """So that small images have many nuclei that touch."""
+    monkeypatch.setattr(separate, "SEED_AREA", 6)
+
+
+@pytest.mark.parametrize("roughness", [0.7, 2, 4])
 @pytest.mark.parametrize("tile", [8, 24, 56])
 def test_any_tiles_give_what_the_whole_image_gives(tmp_path, roughness, tile):
     random = np.random.default_rng(tile)
@@ -105,6 +111,7 @@ def test_any_tiles_give_what_the_whole_image_gives(tmp_path, roughness, tile):
     np.testing.assert_array_equal(labels, image[0])
     # The same pixels belong together, and they are where the outlines are.
     instances = find_nuclei(*image[:2], 5, image[2]).instances
+    assert instances.max() > find_nuclei(*image[:2], 5).instances.max() + 3
     pairs = np.unique(np.stack([ids.ravel(), instances.ravel()]), axis=1)
     assert pairs.shape[1] == cut.count + 1
     assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == cut.count + 1
@@ -142,6 +149,48 @@ def test_measurements_are_those_of_scikit_image_and_shapely(tmp_path):
 
 def _rings(rings):
     return rings[0], rings[1:]
+
+
+def test_a_nucleus_that_only_another_tile_can_tell_from_its_neighbour(tmp_path):
+    """Two squares of 7 px and what lies between them; a border cuts one of the seeds in two."""
+    labels = np.zeros((16, 32), np.uint8)
+    labels[4:11, 4:20] = 1
+    levels = np.zeros_like(labels)
+    levels[5:10, 5:9] = levels[5:10, 14:18] = TOP
+    random = np.random.default_rng(2)
+    image = (
+        labels,
+        random.random(labels.shape, np.float32),
+        levels,
+        random.integers(0, 256, (16, 32, 3), np.uint8),
+    )
+    for cores in ([Box(0, 0, 16, 16), Box(0, 16, 16, 32)], [Box(0, 0, 8, 32), Box(8, 0, 16, 32)]):
+        cut = stitch(tmp_path, image, cores)
+        table = join_tables(list(cut.tables()))
+        assert table.area.tolist() == [7 * 8, 7 * 8]
+        assert table.bounds.tolist() == [[4, 4, 12, 11], [12, 4, 20, 11]]
+        _, ids = dense(cut.rows(0, 16, 1), labels.shape)
+        for number, probability in zip(table.id, table.mean_probability, strict=True):
+            np.testing.assert_allclose(probability, image[1][ids == number].mean(), rtol=1e-6)
+
+
+def test_what_may_be_cut_is_stored_pixel_by_pixel_and_the_rest_in_sums():
+    labels = np.ones((8, 20), np.uint8)
+    levels = np.zeros_like(labels)
+    levels[1:7, 1:15] = TOP  # a seed for certain
+    levels[1:7, 17] = 1  # not the highest level: its runs may be cut
+    levels[4, 19] = TOP  # may be a crumb
+    probability = np.random.default_rng(0).random(labels.shape, np.float32)
+    image = (labels, probability, levels, np.zeros((8, 20, 3), np.uint8))
+    found = find_in_tile(image, Box(0, 0, 8, 20), Box(0, 0, 8, 40)).open
+    assert found.settled.sum() == 6
+    assert (found.runs.length[found.settled] == 14).all()
+    assert len(found.probability) == found.values.sum() == 8 * 20 - 6 * 13
+    sums = run_sums(found.probability, found.values)
+    for row, start, end, units in zip(
+        found.runs.row, found.runs.start, found.runs.end, sums, strict=True
+    ):
+        assert units == probability_units(probability[row, start:end]).sum()
 
 
 def test_rows_are_sampled_in_bands(tmp_path):
