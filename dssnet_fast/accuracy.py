@@ -20,6 +20,7 @@ from dssnet_fast.metrics import (
 )
 from dssnet_fast.nuclei import find_nuclei
 from dssnet_fast.python_ref.data import IGNORE, UNLABELLED, Labelling, Pair, read_pair
+from dssnet_fast.separate import Separation
 from dssnet_fast.tiled import predict_tiled
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contender:
-    """A network under the name that tables give it."""
+    """A network, and how nuclei come of its answers, under the name that tables give them."""
 
     name: str
     net: FastDSSNet
+    separation: Separation
 
 
 class Objects(NamedTuple):
@@ -133,11 +135,24 @@ def truth_objects(labels: np.ndarray, labelling: Labelling) -> Objects:
     return Objects(classes, found.instances, found.class_index)
 
 
-def answer_objects(net: FastDSSNet, image: np.ndarray, tile: int, min_area: int) -> Objects:
-    """What a network answers, as `python -m dssnet_fast.segment` writes it."""
-    labels, probability = predict_tiled(net, image, tile)
-    found = find_nuclei(labels, probability, min_area)
-    return Objects(labels, found.instances, found.class_index)
+def answer_objects(
+    contenders: Sequence[Contender], image: np.ndarray, tile: int, min_area: int
+) -> list[Objects]:
+    """What each answers, as `python -m dssnet_fast.segment` writes it.
+
+    A network that several share runs once.
+    """
+    wanted: dict[FastDSSNet, bool] = {}
+    for one in contenders:
+        wanted[one.net] = wanted.get(one.net, False) or one.separation.needs_edges
+    answers = {net: predict_tiled(net, image, tile, edges) for net, edges in wanted.items()}
+    made = []
+    for one in contenders:
+        labels, probability = answers[one.net][:2]
+        levels = one.separation.levels(*answers[one.net])
+        found = find_nuclei(labels, probability, min_area, levels)
+        made.append(Objects(labels, found.instances, found.class_index))
+    return made
 
 
 def compare(truth: Objects, answer: Objects, first: Objects, classes: int) -> Counts:
@@ -177,7 +192,7 @@ def evaluate(
     tile: int = 2048,
     min_area: int = 15,
 ) -> Iterator[ImageCounts]:
-    """Run every network on every image; memory is that of one image.
+    """Let every contender answer every image; memory is that of one image.
 
     Args:
         contenders: For images of equal channels, and with the classes of `labelling`.
@@ -192,7 +207,7 @@ def evaluate(
     for pair in pairs:
         image, labels = read_pair(pair, contenders[0].net.config.in_channels, labelling)
         truth = truth_objects(labels, labelling)
-        answers = [answer_objects(c.net, image, tile, min_area) for c in contenders]
+        answers = answer_objects(contenders, image, tile, min_area)
         yield ImageCounts(
             pair,
             image_kind(image),

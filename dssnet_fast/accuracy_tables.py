@@ -21,7 +21,8 @@ def report(summary: dict) -> str:
         f"{summary['images']} images of {summary['data']} ({which}), {summary['nuclei']} nuclei"
     ]
     lines += [
-        f"{n['name']}: backend {n['backend']}, device {n['device']}, precision {n['precision']}"
+        f"{n['name']}: backend {n['backend']}, device {n['device']}, precision {n['precision']}, "
+        f"{_how(n['separation'])}"
         for n in networks
     ]
     lines += ["", *_markdown("network", [(n["name"], n["scores"]) for n in networks], names)]
@@ -35,6 +36,13 @@ def report(summary: dict) -> str:
         found = (f"{image['image']} {image['mean_iou']:.4f}" for image in summary["worst"])
         lines += ["", f"lowest mean IoU: {', '.join(found)}"]
     return "\n".join(lines)
+
+
+def _how(separation: dict) -> str:
+    if separation["by"] == "no":
+        return "touching nuclei not told apart"
+    limits = ", ".join(f"{value:g}" for value in separation["interior_probability"])
+    return f"nuclei told apart by {separation['by']} ({limits})"
 
 
 def _by_kind(networks: Sequence[dict]) -> list[tuple[str, dict]]:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
 from dssnet_fast.jobs import RESULTS, Job, discard, read_record, record_path
+from dssnet_fast.separate import Separation
 
 if TYPE_CHECKING:
     from dssnet_fast.model import FastDSSNet
 
 # Raise when the same input would give different files, so that old records are not trusted.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 # Images in work at once: while one is in the network, others are read, measured and written.
 _WORKERS = 4
@@ -42,8 +43,11 @@ class Outcome:
 class Run:
     """Segments single images with one network and one set of options; safe to use in threads."""
 
-    def __init__(self, net: FastDSSNet, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self, net: FastDSSNet, separation: Separation, arguments: argparse.Namespace
+    ) -> None:
         self.net = net
+        self.separation = separation
         self.arguments = arguments
         self.stopped = threading.Event()
         self._room = Room(_PIXELS_AT_ONCE)
@@ -54,6 +58,7 @@ class Run:
             "class_names": list(net.class_names),
             "backend": str(net.backend_name),
             "precision": str(net.precision),
+            "separation": separation.to_dict(),
             "min_area": arguments.min_area,
             "sixteen_bit": arguments.sixteen_bit,
         }
@@ -95,12 +100,14 @@ class Run:
         from dssnet_fast.python_ref.images import read_image
         from dssnet_fast.tiled import predict_tiled
 
-        arguments, names = self.arguments, self.net.class_names
+        arguments, names, separation = self.arguments, self.net.class_names, self.separation
         image = read_image(job.path, self.net.config.in_channels, arguments.sixteen_bit)
         with self._room.for_pixels(image.shape[0] * image.shape[1]):
-            labels, probability = predict_tiled(self.net, image, arguments.tile)
-            nuclei = find_nuclei(labels, probability, arguments.min_area)
-            del probability
+            answers = predict_tiled(self.net, image, arguments.tile, separation.needs_edges)
+            labels, probability = answers[:2]
+            levels = separation.levels(*answers)
+            nuclei = find_nuclei(labels, probability, arguments.min_area, levels)
+            del answers, probability, levels
             files = [arguments.out / (job.name + ending) for ending in RESULTS]
             outputs.write_labels(files[0], labels)
             outputs.write_instances(files[1], nuclei.instances)

@@ -40,8 +40,9 @@ def draw_worst(
 ) -> np.ndarray:
     """A sheet of images: truth, the first network's answer, and where they differ.
 
-    For each other network follows where its answer differs from the first network's. The networks
-    run again, so that nothing must be kept of images that are not drawn.
+    For each other network follows where its answer differs from the first network's; for the first
+    network with its nuclei told apart in another way, these nuclei. The networks run again, so that
+    nothing must be kept of images that are not drawn.
 
     Args:
         contenders: As for `accuracy.evaluate`.
@@ -62,7 +63,7 @@ def draw_worst(
     for image in images:
         pixels, labels = read_pair(image.pair, contenders[0].net.config.in_channels, labelling)
         truth = truth_objects(labels, labelling)
-        first, *others = (answer_objects(c.net, pixels, tile, min_area) for c in contenders)
+        first, *others = answer_objects(contenders, pixels, tile, min_area)
         counts = image.counts[0]
         rows.append(
             Row(
@@ -81,10 +82,17 @@ def draw_worst(
                     ("truth, answer", draw_difference(truth.labels, first.labels)),
                     *(
                         (
+                            f"{other.name}: {counted.instances.answers} nuclei",
+                            draw_outlines(pixels, answer.instances, answer.class_index),
+                        )
+                        if other.net is contenders[0].net
+                        else (
                             f"{contenders[0].name}, {other.name}",
                             draw_difference(first.labels, answer.labels),
                         )
-                        for other, answer in zip(contenders[1:], others, strict=True)
+                        for other, answer, counted in zip(
+                            contenders[1:], others, image.counts[1:], strict=True
+                        )
                     ),
                 ),
             )

@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
-from dssnet_fast.loading import add_network_options, load_net
+from dssnet_fast.loading import (
+    SEPARATION_OPTIONS,
+    add_network_options,
+    add_separation_options,
+    load_net,
+    load_separation,
+)
 from dssnet_fast.python_ref.errors import InputError
 
 if TYPE_CHECKING:
     from dssnet_fast.accuracy import Contender, Counts, ImageCounts
+    from dssnet_fast.model import FastDSSNet
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,10 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--compare",
         nargs="+",
         default=[],
-        metavar="NETWORK",
-        help="beside the first network: a precision (int8), a backend with one (torch:fp32), or "
-        "another model (a .safetensors file, or `pretrained`); the rest is as the options say",
+        metavar="OTHER",
+        help="beside the first network: a precision (int8), a backend with one (torch:fp32), "
+        "another model (a .safetensors file, or `pretrained`), or the same network with its nuclei "
+        "told apart in another way (separate=no, interior-probability=0.9); joined by + where "
+        "several things are others (int8+separate=no); the rest is as the options say",
     )
+    add_separation_options(parser)
     parser.add_argument(
         "--min-area", default=15, type=_not_negative, help="smallest nucleus of an answer, px"
     )
@@ -133,7 +143,14 @@ def _load(arguments: argparse.Namespace) -> list[Contender]:
     asked += [(name, _with(arguments, name)) for name in arguments.compare]
     if repeated := {n for i, (n, _) in enumerate(asked) if n in [m for m, _ in asked[:i]]}:
         raise InputError(f"--compare: {', '.join(sorted(repeated))} is there twice")
-    contenders = [Contender(name, load_net(options)) for name, options in asked]
+    contenders: list[Contender] = []
+    loaded: dict[tuple[str, ...], FastDSSNet] = {}
+    for name, options in asked:
+        which = (options.model, options.backend, options.precision)
+        if which not in loaded:
+            loaded[which] = load_net(options)
+        net = loaded[which]
+        contenders.append(Contender(name, net, load_separation(options, net)))
     first = contenders[0].net
     for other in contenders[1:]:
         if (other.net.config.in_channels, other.net.class_names) != (
@@ -152,6 +169,15 @@ def _with(arguments: argparse.Namespace, name: str) -> argparse.Namespace:
     """The options with what a name after `--compare` changes in them."""
     from dssnet_fast import backends
 
+    head, _, last = name.rpartition("+")
+    option, equals, value = last.partition("=")
+    if equals and option in SEPARATION_OPTIONS:
+        rest = _with(arguments, head) if head else arguments
+        try:
+            changed = {option.replace("-", "_"): SEPARATION_OPTIONS[option](value)}
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"--compare {name}: {option} {error}") from error
+        return argparse.Namespace(**{**vars(rest), **changed})
     backend, _, precision = name.rpartition(":")
     if precision in backends.PRECISIONS and backend in ("", *backends.names()):
         return argparse.Namespace(
@@ -165,7 +191,8 @@ def _with(arguments: argparse.Namespace, name: str) -> argparse.Namespace:
         return argparse.Namespace(**{**vars(arguments), "model": name})
     raise InputError(
         f"--compare {name}: must be a precision ({', '.join(backends.PRECISIONS)}), a backend with "
-        f"one ({backends.names()[0]}:fp32), a .safetensors file, or pretrained"
+        f"one ({backends.names()[0]}:fp32), a .safetensors file, pretrained, or "
+        f"{' or '.join(f'{option}=...' for option in SEPARATION_OPTIONS)}"
     )
 
 
@@ -197,6 +224,7 @@ def _summary(
                 "backend": str(contender.net.backend_name),
                 "device": str(contender.net.device),
                 "precision": str(contender.net.precision),
+                "separation": contender.separation.to_dict(),
                 "scores": _total(images, index).scores(names),
                 "kinds": {
                     kind: _total(some, index).scores(names)

@@ -14,6 +14,7 @@ import numpy as np
 from dssnet_fast import contours
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.runs import Runs, connect, find_runs, run_sums
+from dssnet_fast.separate import divide
 
 # Probabilities are summed as whole multiples of 1 / PROBABILITY_UNITS: exact, in whatever order.
 PROBABILITY_UNITS = 2**24
@@ -51,8 +52,13 @@ class Nuclei:
         return len(self.area)
 
 
-def find_nuclei(labels: np.ndarray, probability: np.ndarray, min_area: int = 15) -> Nuclei:
-    """Separate and measure the nuclei of a segmented image.
+def find_nuclei(
+    labels: np.ndarray,
+    probability: np.ndarray,
+    min_area: int = 15,
+    levels: np.ndarray | None = None,
+) -> Nuclei:
+    """Find and measure the nuclei of a segmented image.
 
     A nucleus is a set of pixels of one class that are connected through their sides (not only
     their corners), so that its outline is a single polygon.
@@ -61,6 +67,8 @@ def find_nuclei(labels: np.ndarray, probability: np.ndarray, min_area: int = 15)
         labels: uint8 [H, W], the class of each pixel, 0 for background.
         probability: float32 [H, W], the probability of that class.
         min_area: Nuclei of fewer pixels are dropped.
+        levels: uint8 [H, W], by which nuclei that touch are told apart, see
+            `dssnet_fast.separate`; None to take each connected part for one nucleus.
 
     Raises:
         InputError: Shapes or types are wrong, `min_area` is negative, or a nucleus has a
@@ -75,23 +83,30 @@ def find_nuclei(labels: np.ndarray, probability: np.ndarray, min_area: int = 15)
             f"find_nuclei: probability must have the shape of labels, {list(labels.shape)}, "
             f"got {list(probability.shape)}"
         )
+    if levels is not None and (levels.shape != labels.shape or levels.dtype != np.uint8):
+        raise InputError(
+            f"find_nuclei: levels must be uint8 {list(labels.shape)} as labels, "
+            f"got {levels.dtype} {list(levels.shape)}"
+        )
     if min_area < 0:
         raise InputError(f"find_nuclei: min_area must be 0 or more, got {min_area}")
     height, width = labels.shape
-    runs = find_runs(labels)
-    component = connect(runs)
-    area = np.bincount(component, weights=runs.length).astype(np.int64)
+    runs = find_runs(labels, levels)
+    nucleus = connect(runs)
+    if levels is not None:
+        runs, nucleus = divide(runs, levels[runs.row, runs.start], nucleus).joined()
+    area = np.bincount(nucleus, weights=runs.length).astype(np.int64)
     kept = area >= min_area
     ids = np.where(kept, np.cumsum(kept), 0)
-    runs, component = runs[kept[component]], ids[component[kept[component]]]
+    runs, nucleus = runs[kept[nucleus]], ids[nucleus[kept[nucleus]]]
 
     canvas = contours.Canvas(0, height, 0, width)
-    places = canvas.paint(runs, component)
+    places = canvas.paint(runs, nucleus)
     count = int(kept.sum())
-    shape = measure(runs, component - 1, count)
+    shape = measure(runs, nucleus - 1, count)
     flat = places - canvas.places(np.zeros(1, int), np.zeros(1, int))
     pixels = flat // canvas.stride * width + flat % canvas.stride
-    probabilities = run_sums(probability_units(probability.ravel()[pixels]), runs)
+    probabilities = run_sums(probability_units(probability.ravel()[pixels]), runs.length)
     return Nuclei(
         instances=canvas.dense(),
         class_index=shape.class_index,
@@ -100,7 +115,7 @@ def find_nuclei(labels: np.ndarray, probability: np.ndarray, min_area: int = 15)
         eccentricity=shape.eccentricity,
         x=shape.x,
         y=shape.y,
-        mean_probability=total(probabilities, component - 1, count)
+        mean_probability=total(probabilities, nucleus - 1, count)
         / (shape.area * PROBABILITY_UNITS),
         bounds=shape.bounds,
     )

@@ -30,7 +30,12 @@ from dssnet_fast.jobs import (
     make_jobs,
     read_record,
 )
-from dssnet_fast.loading import add_network_options, load_net
+from dssnet_fast.loading import (
+    add_network_options,
+    add_separation_options,
+    load_net,
+    load_separation,
+)
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.files import remove_leftovers
 
@@ -49,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=_tile,
         help="larger images go through the network in tiles of at most this side, px",
     )
+    add_separation_options(parser)
     parser.add_argument(
         "--min-area", default=15, type=_not_negative, help="smallest nucleus that counts, px"
     )
@@ -93,7 +99,7 @@ def _segment(arguments: argparse.Namespace) -> int:
     written = [file for job in jobs for file in files_of(arguments.out, job)]
     remove_leftovers([arguments.out / TABLE, *written])
     net = load_net(arguments)
-    run = Run(net, arguments)
+    run = Run(net, load_separation(arguments, net), arguments)
     ready = time.perf_counter()
     outcomes = process(run, jobs, arguments)
     _write_table(arguments.out, jobs, outcomes)
@@ -148,6 +154,7 @@ def _summary(
         "backend": run.settings["backend"],
         "device": str(run.net.device),
         "precision": run.settings["precision"],
+        "separation": run.settings["separation"],
         "model": arguments.model,
         "model_sha256": run.settings["model_sha256"],
         "out": str(arguments.out),

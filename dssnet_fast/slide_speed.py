@@ -118,9 +118,13 @@ def measure(
                 fresh.close()
             found["read"].append(seconds / _gigapixels(cores))
             gigapixels = _gigapixels([core])
-            found["network"].append(_timed(net.decide, pixels) / gigapixels)
-            found["cores"].append(_timed(net.decide, read, core) / gigapixels)
-            found["whole"].append(_timed(net.decide, read) / gigapixels)
+            edges = work.separation.needs_edges
+            for name, seen in (
+                ("network", (pixels, None)),
+                ("cores", (read, core)),
+                ("whole", (read, None)),
+            ):
+                found[name].append(_timed(net.decide, *seen, edges) / gigapixels)
             if reference is not None:
                 part = pixels[:_EAGER_SIDE_PX, :_EAGER_SIDE_PX]
                 seconds = _timed(_eager, reference, part)

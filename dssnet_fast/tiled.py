@@ -13,17 +13,18 @@ class Network(Protocol):
     """What `predict_tiled` needs of a network; `FastDSSNet` has it."""
 
     context_px: int
+    edge_context_px: int
 
-    def decide(self, image: np.ndarray, core: Box) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, channels] to labels, uint8, and probabilities, float32, of the core."""
+    def decide(self, image: np.ndarray, core: Box, edges: bool) -> tuple[np.ndarray, ...]:
+        """uint8 [H, W, channels] to what `predict_tiled` gives, of the core."""
 
 
 def predict_tiled(
-    net: Network, image: np.ndarray, tile: int = 2048
-) -> tuple[np.ndarray, np.ndarray]:
+    net: Network, image: np.ndarray, tile: int = 2048, edges: bool = False
+) -> tuple[np.ndarray, ...]:
     """Segment an image of any size; the tiles' joined result is the whole image's.
 
-    Memory beyond the image and the two results is that of one tile with its context, whatever the
+    Memory beyond the image and the results is that of one tile with its context, whatever the
     size of the image.
 
     Args:
@@ -31,20 +32,24 @@ def predict_tiled(
         image: uint8 [H, W, channels].
         tile: Largest side of a tile without its context, px, a multiple of 8. An image that is no
             larger goes through the network in one piece.
+        edges: Whether the edge map is wanted, too.
 
     Returns:
         labels: uint8 [H, W], the most probable class of each pixel.
         probability: float32 [H, W], that class's probability.
+        edges: float32 [H, W], see `FastDSSNet.decide`; only where it is wanted.
 
     Raises:
-        InputError: `tile` is out of range, or the network's answer is not finite.
+        InputError: `tile` is out of range, the network's answer is not finite, or edges are wanted
+            of weights without an edge head.
     """
     height, width = image.shape[:2]
-    labels = np.empty((height, width), np.uint8)
-    probability = np.empty((height, width), np.float32)
+    dtypes = (np.uint8, np.float32, np.float32)[: 3 if edges else 2]
+    answers = tuple(np.empty((height, width), dtype) for dtype in dtypes)
     whole = Box(0, 0, height, width)
-    for part in plan(height, width, tile, net.context_px):
+    for part in plan(height, width, tile, net.edge_context_px if edges else net.context_px):
         read = np.ascontiguousarray(image[part.read.within(whole)])
-        at = part.core.within(whole)
-        labels[at], probability[at] = net.decide(read, part.core.seen_from(part.read))
-    return labels, probability
+        found = net.decide(read, part.core.seen_from(part.read), edges)
+        for answer, of_part in zip(answers, found, strict=True):
+            answer[part.core.within(whole)] = of_part
+    return answers

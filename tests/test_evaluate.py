@@ -23,7 +23,8 @@ INSTANCES = Labelling("instances", 2)
 class ThresholdNet:
     """Class 1 is what differs from the first pixel, class 2 what differs much."""
 
-    context_px = 8
+    context_px = edge_context_px = 8
+    has_edges = False
     device = "cpu"
     digest = "d" * 64
 
@@ -32,7 +33,7 @@ class ThresholdNet:
         self.config = SimpleNamespace(in_channels=channels)
         self.backend_name, self.precision = "threshold", "fp32"
 
-    def decide(self, image, core):
+    def decide(self, image, core, edges):
         gray = image.astype(int).mean(2)
         distance = abs(gray - gray[0, 0])
         labels = (distance > self.limit).astype(np.uint8)

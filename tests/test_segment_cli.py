@@ -29,10 +29,11 @@ import numpy as np
 
 
 class ThresholdNet:
-    """Nuclei are what is bright; class 2 what is very bright."""
+    """Nuclei are what is bright; class 2 what is very bright. Edges are what is 151 or 251."""
 
     class_names = ("background", "pale", "bright")
-    context_px = 8
+    context_px = edge_context_px = 8
+    has_edges = True
     backend_name = "threshold"
     device = "cpu"
     precision = "fp32"
@@ -43,16 +44,19 @@ class ThresholdNet:
         self.seconds = seconds
         self.images = []
 
-    def decide(self, image, core):
+    def decide(self, image, core, edges):
         assert image.shape[2] == self.config.in_channels
         self.images.append(image.shape)
         time.sleep(self.seconds)
         value = image.astype(np.float32).mean(axis=2)
         zero = np.zeros_like(value)
         logits = np.stack([zero, (value - 100) / 50, (value - 180) / 20], axis=2)
-        logits = logits[core.top : core.bottom, core.left : core.right]
+        part = np.s_[core.top : core.bottom, core.left : core.right]
+        logits = logits[part]
         highest = logits.max(axis=2, keepdims=True)
-        return logits.argmax(axis=2).astype(np.uint8), 1 / np.exp(logits - highest).sum(axis=2)
+        decided = logits.argmax(axis=2).astype(np.uint8), 1 / np.exp(logits - highest).sum(axis=2)
+        edge_map = np.isin(value, (151, 251)).astype(np.float32)[part]
+        return (*decided, edge_map) if edges else decided
 '''
 exec(THRESHOLD_NET)  # defines ThresholdNet
 
@@ -177,12 +181,12 @@ def test_bad_files_are_reported_and_the_rest_goes_on(folder, tmp_path, net, caps
 def test_a_fault_of_the_network_fails_one_image_only(folder, tmp_path, net, capsys, monkeypatch):
     sane = net.decide
 
-    def decide(image, core):
+    def decide(image, core, edges):
         if np.array_equal(image, picture(2)):
             raise RuntimeError("kernel\nfell over")
         if np.array_equal(image, picture(3)):
             raise MemoryError
-        return sane(image, core)
+        return sane(image, core, edges)
 
     monkeypatch.setattr(net, "decide", decide)
     assert run(folder, "--out", tmp_path / "out", "--json") == 1
@@ -289,9 +293,9 @@ def test_no_old_record_vouches_for_results_that_are_being_redone(
     assert run(folder / "image1.png", "--out", out) == 0
     sane, left = net.decide, []
 
-    def decide(image, core):
+    def decide(image, core, edges):
         left.extend(path for path in out.rglob("image1*") if path.is_file())
-        return sane(image, core)
+        return sane(image, core, edges)
 
     monkeypatch.setattr(net, "decide", decide)
     assert run(folder / "image1.png", "--out", out, "--min-area", "3") == 0
@@ -351,12 +355,12 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, net, capsys):
 def test_a_run_that_is_interrupted_goes_on(folder, tmp_path, net, monkeypatch):
     sane, lock, calls = net.decide, threading.Lock(), []
 
-    def decide(image, core):
+    def decide(image, core, edges):
         with lock:
             calls.append(1)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-        return sane(image, core)
+        return sane(image, core, edges)
 
     monkeypatch.setattr(net, "decide", decide)
     assert run(folder, "--out", tmp_path / "out") == 130

@@ -10,9 +10,10 @@ import shapely
 from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops
 
-from dssnet_fast import contours
-from dssnet_fast.nuclei import find_nuclei
+from dssnet_fast import contours, separate
+from dssnet_fast.nuclei import find_nuclei, probability_units
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.runs import run_sums
 from dssnet_fast.tiling import Box, plan
 from dssnet_fast.wsi import measure
 from dssnet_fast.wsi.measure import OpticalDensity
@@ -23,8 +24,11 @@ from dssnet_fast.wsi.tile_nuclei import TileFile, find_tile_nuclei, to_bytes
 GLASS = (250.0, 240.0, 245.0)
 
 
+TOP = 3
+
+
 def random_image(random, height, width, roughness):
-    """Labels of two classes, probabilities, pixels."""
+    """Labels of two classes, probabilities, levels, pixels."""
     noise = gaussian_filter(random.normal(size=(height, width)), roughness)
     labels = (noise > np.quantile(noise, random.uniform(0.2, 0.9))).astype(np.uint8)
     labels *= (
@@ -33,21 +37,25 @@ def random_image(random, height, width, roughness):
         .repeat(8, 1)[:height, :width]
     )
     probability = random.random((height, width), dtype=np.float32)
+    depth = gaussian_filter(random.normal(size=(height, width)), 2)
+    levels = np.searchsorted(np.quantile(depth, [0.4, 0.6, 0.8]), depth).astype(np.uint8)
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
-    return labels, probability, pixels
+    return labels, probability, levels, pixels
+
+
+def find_in_tile(image, core, whole, min_area=5):
+    labels, probability, levels, pixels = (part[core.within(whole)] for part in image)
+    return find_tile_nuclei(
+        labels, probability, levels, TOP, pixels, OpticalDensity(GLASS), core, whole, min_area
+    )
 
 
 def stitch(folder, image, cores, min_area=5, **options):
-    labels, probability, pixels = image
-    whole = Box(0, 0, *labels.shape)
+    whole = Box(0, 0, *image[0].shape)
     files = []
     for number, core in enumerate(cores):
-        at = core.within(whole)
-        found = find_tile_nuclei(
-            labels[at], probability[at], pixels[at], OpticalDensity(GLASS), core, whole, min_area
-        )
         files.append(folder / f"{number}.safetensors")
-        files[-1].write_bytes(to_bytes(found))
+        files[-1].write_bytes(to_bytes(find_in_tile(image, core, whole, min_area)))
     return Stitched(cores, files, min_area, **options)
 
 
@@ -68,7 +76,13 @@ def by_place(table):
     return table[order]
 
 
-@pytest.mark.parametrize("roughness", [0.7, 2, 6])
+@pytest.fixture(autouse=True)
+def _small_seeds(monkeypatch):
+    """So that small images have many nuclei that touch."""
+    monkeypatch.setattr(separate, "SEED_AREA", 6)
+
+
+@pytest.mark.parametrize("roughness", [0.7, 2, 4])
 @pytest.mark.parametrize("tile", [8, 24, 56])
 def test_any_tiles_give_what_the_whole_image_gives(tmp_path, roughness, tile):
     random = np.random.default_rng(tile)
@@ -96,7 +110,8 @@ def test_any_tiles_give_what_the_whole_image_gives(tmp_path, roughness, tile):
     labels, ids = dense(cut.rows(0, height, 1), image[0].shape)
     np.testing.assert_array_equal(labels, image[0])
     # The same pixels belong together, and they are where the outlines are.
-    instances = find_nuclei(image[0], image[1], 5).instances
+    instances = find_nuclei(*image[:2], 5, image[2]).instances
+    assert instances.max() > find_nuclei(*image[:2], 5).instances.max() + 3
     pairs = np.unique(np.stack([ids.ravel(), instances.ravel()]), axis=1)
     assert pairs.shape[1] == cut.count + 1
     assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == cut.count + 1
@@ -108,7 +123,7 @@ def test_measurements_are_those_of_scikit_image_and_shapely(tmp_path):
     cut = stitch(tmp_path, image, [part.core for part in plan(120, 150, 40, 0)])
     table = join_tables(list(cut.tables()))
     labels, ids = dense(cut.rows(0, 120, 1), image[0].shape)
-    density = np.log10(np.array(GLASS) / np.maximum(image[2], 1)).clip(0).mean(axis=2)
+    density = np.log10(np.array(GLASS) / np.maximum(image[3], 1)).clip(0).mean(axis=2)
     regions = regionprops(ids.astype(np.int32))
     assert len(regions) == len(table) > 20
     for at, region in enumerate(regions):
@@ -134,6 +149,48 @@ def test_measurements_are_those_of_scikit_image_and_shapely(tmp_path):
 
 def _rings(rings):
     return rings[0], rings[1:]
+
+
+def test_a_nucleus_that_only_another_tile_can_tell_from_its_neighbour(tmp_path):
+    """Two squares of 7 px and what lies between them; a border cuts one of the seeds in two."""
+    labels = np.zeros((16, 32), np.uint8)
+    labels[4:11, 4:20] = 1
+    levels = np.zeros_like(labels)
+    levels[5:10, 5:9] = levels[5:10, 14:18] = TOP
+    random = np.random.default_rng(2)
+    image = (
+        labels,
+        random.random(labels.shape, np.float32),
+        levels,
+        random.integers(0, 256, (16, 32, 3), np.uint8),
+    )
+    for cores in ([Box(0, 0, 16, 16), Box(0, 16, 16, 32)], [Box(0, 0, 8, 32), Box(8, 0, 16, 32)]):
+        cut = stitch(tmp_path, image, cores)
+        table = join_tables(list(cut.tables()))
+        assert table.area.tolist() == [7 * 8, 7 * 8]
+        assert table.bounds.tolist() == [[4, 4, 12, 11], [12, 4, 20, 11]]
+        _, ids = dense(cut.rows(0, 16, 1), labels.shape)
+        for number, probability in zip(table.id, table.mean_probability, strict=True):
+            np.testing.assert_allclose(probability, image[1][ids == number].mean(), rtol=1e-6)
+
+
+def test_what_may_be_cut_is_stored_pixel_by_pixel_and_the_rest_in_sums():
+    labels = np.ones((8, 20), np.uint8)
+    levels = np.zeros_like(labels)
+    levels[1:7, 1:15] = TOP  # a seed for certain
+    levels[1:7, 17] = 1  # not the highest level: its runs may be cut
+    levels[4, 19] = TOP  # may be a crumb
+    probability = np.random.default_rng(0).random(labels.shape, np.float32)
+    image = (labels, probability, levels, np.zeros((8, 20, 3), np.uint8))
+    found = find_in_tile(image, Box(0, 0, 8, 20), Box(0, 0, 8, 40)).open
+    assert found.settled.sum() == 6
+    assert (found.runs.length[found.settled] == 14).all()
+    assert len(found.probability) == found.values.sum() == 8 * 20 - 6 * 13
+    sums = run_sums(found.probability, found.values)
+    for row, start, end, units in zip(
+        found.runs.row, found.runs.start, found.runs.end, sums, strict=True
+    ):
+        assert units == probability_units(probability[row, start:end]).sum()
 
 
 def test_rows_are_sampled_in_bands(tmp_path):
@@ -167,7 +224,12 @@ def test_nuclei_that_do_not_count_are_left_out_and_ids_have_no_gaps(tmp_path):
 
 def test_tiles_may_leave_gaps(tmp_path):
     labels = np.ones((8, 24), np.uint8)
-    image = (labels, np.ones(labels.shape, np.float32), np.zeros((8, 24, 3), np.uint8))
+    image = (
+        labels,
+        np.ones(labels.shape, np.float32),
+        labels,
+        np.zeros((8, 24, 3), np.uint8),
+    )
     cut = stitch(tmp_path, image, [Box(0, 0, 8, 8), Box(0, 16, 8, 24)])
     table = join_tables(list(cut.tables()))
     assert table.area.tolist() == [64, 64]
@@ -176,7 +238,12 @@ def test_tiles_may_leave_gaps(tmp_path):
 
 def test_nothing_found(tmp_path):
     labels = np.zeros((16, 16), np.uint8)
-    image = (labels, np.ones(labels.shape, np.float32), np.zeros((16, 16, 3), np.uint8))
+    image = (
+        labels,
+        np.ones(labels.shape, np.float32),
+        labels,
+        np.zeros((16, 16, 3), np.uint8),
+    )
     cut = stitch(tmp_path, image, [part.core for part in plan(16, 16, 8, 0)])
     assert cut.count == 0
     assert len(join_tables(list(cut.tables()))) == 0
@@ -200,14 +267,8 @@ def test_nuclei_larger_than_a_canvas(tmp_path, monkeypatch, canvas):
 
 
 def test_the_same_tile_gives_the_same_bytes_and_damage_is_named(tmp_path):
-    labels, probability, pixels = random_image(np.random.default_rng(1), 64, 64, 2)
-    core = Box(0, 0, 64, 64)
-    made = [
-        to_bytes(
-            find_tile_nuclei(labels, probability, pixels, OpticalDensity(GLASS), core, core, 5)
-        )
-        for _ in range(2)
-    ]
+    image = random_image(np.random.default_rng(1), 64, 64, 2)
+    made = [to_bytes(find_in_tile(image, Box(0, 0, 64, 64), Box(0, 0, 64, 90))) for _ in range(2)]
     assert made[0] == made[1]
     path = tmp_path / "tile.safetensors"
     path.write_bytes(made[0][: len(made[0]) // 2])
@@ -218,7 +279,7 @@ def test_the_same_tile_gives_the_same_bytes_and_damage_is_named(tmp_path):
 def test_probabilities_must_be_finite():
     labels = np.ones((8, 8), np.uint8)
     probability = np.full((8, 8), np.nan, np.float32)
-    core = Box(0, 0, 8, 8)
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match="finite"):
-        find_tile_nuclei(labels, probability, pixels, OpticalDensity(GLASS), core, core, 5)
+    image = (labels, probability, labels, np.zeros((8, 8, 3), np.uint8))
+    for whole in (Box(0, 0, 8, 8), Box(0, 0, 8, 16)):
+        with pytest.raises(InputError, match="finite"):
+            find_in_tile(image, Box(0, 0, 8, 8), whole)

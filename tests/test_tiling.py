@@ -98,24 +98,28 @@ def test_plan_refuses_nonsense(change, message):
 
 class CellNet:
     """Like DSSNet in what matters for tiles: pads to cells with 128, computes on cells, and looks
-    `context_px` far and no farther.
+    `context_px` far, for edges `edge_context_px`, and no farther.
     """
 
     def __init__(self, radius_cells=2, classes=3):
         self.radius_cells = radius_cells
         self.context_px = CELL * (radius_cells + 1)
+        self.edge_context_px = self.context_px + 2 * CELL
         self.classes = classes
         self.largest = 0
 
-    def decide(self, image, core=None):
+    def decide(self, image, core=None, edges=False):
         height, width = image.shape[:2]
         at = (core or Box(0, 0, height, width)).within(Box(0, 0, height, width))
         logits = self.logits(image)[at].astype(np.float64)
         softmax = np.exp(logits - logits.max(axis=2, keepdims=True))
         softmax /= softmax.sum(axis=2, keepdims=True)
-        return logits.argmax(axis=2).astype(np.uint8), softmax.max(axis=2).astype(np.float32)
+        decided = logits.argmax(axis=2).astype(np.uint8), softmax.max(axis=2).astype(np.float32)
+        if not edges:
+            return decided
+        return (*decided, self.logits(image, self.radius_cells + 2)[at][:, :, 0])
 
-    def logits(self, image):
+    def logits(self, image, radius_cells=None):
         assert image.dtype == np.uint8
         assert image.flags.c_contiguous
         height, width = image.shape[:2]
@@ -124,7 +128,7 @@ class CellNet:
         x = np.pad(image.astype(np.float64) - 128, padding, constant_values=0).sum(axis=2)
         cells = x.reshape(x.shape[0] // CELL, CELL, x.shape[1] // CELL, CELL).mean(axis=(1, 3))
         # Whole numbers, so that sums do not depend on where the tile lies.
-        size = 2 * self.radius_cells + 1
+        size = 2 * (radius_cells or self.radius_cells) + 1
         cells = np.rint(uniform_filter(cells, size, mode="constant") * 64)
         full = np.kron(cells, np.ones((CELL, CELL)))[:height, :width]
         x = x[:height, :width]
@@ -137,12 +141,14 @@ def test_tiled_equals_whole():
         height, width = random.integers(1, 150, 2).tolist()
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         net = CellNet()
-        labels, probability = predict_tiled(net, image, tile=8 * int(random.integers(1, 9)))
-        whole = net.decide(image)
-        assert labels.dtype == np.uint8
-        assert probability.dtype == np.float32
-        np.testing.assert_array_equal(labels, whole[0])
-        np.testing.assert_array_equal(probability, whole[1])
+        tile = 8 * int(random.integers(1, 9))
+        for edges in (False, True):
+            found = predict_tiled(net, image, tile, edges)
+            assert [answer.dtype for answer in found] == [np.uint8, np.float32, np.float32][
+                : 2 + edges
+            ]
+            for answer, whole in zip(found, net.decide(image, edges=edges), strict=True):
+                np.testing.assert_array_equal(answer, whole)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -173,6 +179,10 @@ def test_the_comparison_notices_missing_context():
     net = CellNet()
     whole = predict_tiled(net, image, 256)[1]
     np.testing.assert_array_equal(predict_tiled(net, image, 32)[1], whole)
+    edges = predict_tiled(net, image, 256, edges=True)[2]
+    np.testing.assert_array_equal(predict_tiled(net, image, 32, edges=True)[2], edges)
+    net.edge_context_px = net.context_px
+    assert (predict_tiled(net, image, 32, edges=True)[2] != edges).any()
     net.context_px = CELL
     assert (predict_tiled(net, image, 32)[1] != whole).any()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
-from dssnet_fast.loading import add_network_options, load_net
+from dssnet_fast.loading import add_network_options, add_separation_options, load_net
 from dssnet_fast.wsi import PACKAGES
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a box in px of the finest level, or annotations that QuPath exported as GeoJSON",
     )
     what.add_argument("--no-skip", action="store_true", help="also look at empty glass")
+    add_separation_options(what)
     what.add_argument(
         "--min-area", type=float, default=4.0, help="smallest nucleus that counts, square um"
     )
@@ -146,6 +147,8 @@ def _run(arguments: argparse.Namespace) -> int:
         skip=not arguments.no_skip,
         context=arguments.context,
         tile=arguments.tile,
+        separate=arguments.separate,
+        interior_probability=arguments.interior_probability,
         min_area=arguments.min_area,
         simplify=arguments.simplify,
         origin=arguments.origin,

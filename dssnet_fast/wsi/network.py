@@ -27,9 +27,16 @@ class Network(Protocol):
     precision: str
     device: torch.device
     context_px: int
+    has_edges: bool
+    edge_context_px: int
 
-    def decide(self, image: np.ndarray, core: Box | None) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and their probabilities in a part of some images; see `FastDSSNet.decide`."""
+    def decide(
+        self, image: np.ndarray, core: Box | None, edges: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        """Labels, their probabilities and, where they are wanted, edges in a part of some images.
+
+        See `FastDSSNet.decide`.
+        """
 
     def folded_weights(self) -> FoldedWeights:
         """The weights."""

@@ -136,21 +136,22 @@ class Pipeline:
     def _predict(self, batch: list[_Read]) -> Iterator[tuple[TileTask, tuple | Exception]]:
         if not batch:
             return
-        core = batch[0].task.core
+        core, slide = batch[0].task.core, batch[0].task.slide
         inside = core.seen_from(batch[0].box)
         try:
             with self._timing.work("network", len(batch) * core.area):
                 images = [with_channels(one.pixels, self._net.config.in_channels) for one in batch]
                 # One is not copied to become a batch.
                 stacked = images[0][None] if len(images) == 1 else np.stack(images)
-                labels, probability = self._net.decide(stacked, inside)
+                edges = slide.separation.needs_edges
+                answers = self._net.decide(stacked, inside, edges)
         except Exception as error:
             for one in batch:
                 yield one.task, error
             return
         for at, one in enumerate(batch):
             pixels = one.pixels[one.task.core.within(one.box)]
-            yield one.task, (one, labels[at], probability[at], pixels)
+            yield one.task, (one, tuple(answer[at] for answer in answers), pixels)
 
     # --- on other threads ------------------------------------------------------------------------
 
@@ -166,15 +167,15 @@ class Pipeline:
             raise unreadable[0]
         return _Read(task, box, pixels, tuple(one.box for one in unreadable))
 
-    def _measure(
-        self, read: _Read, labels: np.ndarray, probability: np.ndarray, pixels: np.ndarray
-    ) -> bytes:
+    def _measure(self, read: _Read, answers: tuple[np.ndarray, ...], pixels: np.ndarray) -> bytes:
         task, slide = read.task, read.task.slide
         with self._timing.work("measuring", task.core.area) as stage:
-            labels = _only_wanted(labels, task.core, slide.wanted)
+            labels = _only_wanted(answers[0], task.core, slide.wanted)
             found = find_tile_nuclei(
                 labels,
-                probability,
+                answers[1],
+                slide.separation.levels(labels, *answers[1:]),
+                slide.separation.top,
                 pixels,
                 OpticalDensity(slide.glass),
                 task.core,

@@ -93,7 +93,9 @@ def _prepare(job: Job, slide: Slide, net: Network, options: Options) -> Prepared
     in_region = int(wanted.sum())
     if options.skip:
         wanted = wanted & glance.occupied
-    context = net.context_px if options.context is None else options.context
+    separation = options.separation(net)
+    seen = net.edge_context_px if separation.needs_edges else net.context_px
+    context = seen if options.context is None else options.context
     context = -(-context // _GRID_PX) * _GRID_PX
     tile = options.tile or layout.tile_for(net.device.type)
     work = SlideWork(
@@ -103,6 +105,7 @@ def _prepare(job: Job, slide: Slide, net: Network, options: Options) -> Prepared
         image=whole,
         context=context,
         glass=glance.glass,
+        separation=separation,
         min_area=max(math.ceil(options.min_area / image.mpp**2), 1),
         wanted=wanted,
         keep_going=options.keep_going,
@@ -122,7 +125,7 @@ def _prepare(job: Job, slide: Slide, net: Network, options: Options) -> Prepared
             "fingerprint": slide.fingerprint,
             "level": image.level,
             "context_px": context,
-            "exact": context >= net.context_px,
+            "exact": context >= seen,
             "all_cells_because": glance.all_because,
             "cells": {
                 "px": layout.CELL_PX,

@@ -23,7 +23,7 @@ from dssnet_fast.wsi.timing import Timing
 from dssnet_fast.wsi.work import TileAnswer, TileTask
 
 # Raise when the same input would give different files, so that old records are not trusted.
-VERSION = 1
+VERSION = 2
 
 _WRITES_AHEAD = 4  # tiles that wait for the disk
 
@@ -102,6 +102,7 @@ class SlideRun:
             "device": net.device.type,  # tiles of another device may be others
             "precision": net.precision,
             "model_mpp": net.mpp,
+            "separation": options.separation(net).to_dict(),
             "options": options.to_dict(),
         }
 

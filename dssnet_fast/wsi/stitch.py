@@ -1,4 +1,4 @@
-"""Joining the nuclei that tile borders cut, and numbering all of a slide."""
+"""Joining what tile borders cut, dividing it into nuclei, and numbering all of a slide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dssnet_fast.nuclei import total
-from dssnet_fast.runs import Runs, connect
+from dssnet_fast.runs import Runs, connect, expand, run_sums
+from dssnet_fast.separate import divide
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi.measure import measure_nuclei
 from dssnet_fast.wsi.results import LabelledRuns, NucleusTable, join_tables
@@ -26,9 +27,9 @@ def _everywhere(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class Stitched:
     """The nuclei of a slide whose tiles are all stored.
 
-    In memory are the nuclei that borders cut, and a number for each other one; the rest is read
-    tile by tile. Ids run from tile to tile; a nucleus that was cut counts to the tile of its first
-    pixel.
+    In memory are the nuclei of components that borders cut, and a number for each other nucleus;
+    the rest is read tile by tile. Ids run from tile to tile; a nucleus of what was cut counts to
+    the tile of its first pixel.
 
     Args:
         cores: Where the tiles lie, in px of the analysed image; no two overlap.
@@ -46,7 +47,7 @@ class Stitched:
     ) -> None:
         self._cores = list(cores)
         self._files = list(files)
-        parts = self._join(min_area)
+        nucleus = self._join(min_area)
         kept = counts(self._joined.x, self._joined.y)
 
         by_tile = np.flatnonzero(kept)
@@ -66,12 +67,11 @@ class Stitched:
             last += len(joined)
         self.count = last
         self._joined = replace(self._joined, id=joined_ids)
-        # For each part of each tile the id of the nucleus that it belongs to.
-        self._part_ids = [np.append(joined_ids, 0)[nucleus].astype(np.uint32) for nucleus in parts]
-        self._open_files: dict[int, tuple[Runs, np.ndarray]] = {}
+        self._cut_ids = np.append(joined_ids, 0)[nucleus].astype(np.uint32)
+        self._whole_runs: dict[int, tuple[Runs, np.ndarray]] = {}
 
-    def _join(self, min_area: int) -> list[np.ndarray]:
-        """For each tile the nucleus that each of its parts belongs to, or `NOBODY`."""
+    def _join(self, min_area: int) -> np.ndarray:
+        """The nucleus that each of the cut runs belongs to, or `NOBODY`."""
         found = [TileFile(file).open() for file in self._files]
         part_count = [int(one.part.max(initial=-1)) + 1 for one in found]
         begin = np.cumsum([0, *part_count])
@@ -81,31 +81,36 @@ class Stitched:
         )
         runs = _concatenate([one.runs for one in found])
         order = np.lexsort((runs.start, runs.row))
+
+        def joined(name: str, dtype: type) -> np.ndarray:
+            return np.concatenate([np.zeros(0, dtype), *(getattr(one, name) for one in found)])
+
+        count = joined("values", np.int64)
+        _, value = expand((np.cumsum(count) - count)[order], count[order])
+        probability, density = (
+            joined(name, np.int64)[value] for name in ("probability", "density")
+        )
+        level, settled = joined("level", np.uint8)[order], joined("settled", bool)[order]
         runs, part, tile = runs[order], part[order], tile[order]
 
-        def of_runs(name: str) -> np.ndarray:
-            values = [np.zeros(0, np.int64), *(getattr(one, name) for one in found)]
-            return np.concatenate(values)[order]
-
-        component = connect(runs, alike=part)
-        count = int(component.max(initial=-1)) + 1
-        large = total(runs.length, component, count) >= min_area
+        division = divide(runs, level, connect(runs, alike=part))
+        pieces, source, nucleus = division.runs, division.source, division.nucleus
+        large = total(pieces.length, nucleus, int(nucleus.max(initial=-1)) + 1) >= min_area
         number = np.where(large, np.cumsum(large) - 1, NOBODY)
-        mine = large[component]
-        owner = number[component[mine]]
+        mine = large[nucleus]
+        # A piece has the values of its pixels, or the one value of a run that stays whole.
+        count = np.where(settled[source], 1, pieces.length)
         self._joined = measure_nuclei(
-            runs[mine],
-            owner,
+            pieces[mine],
+            number[nucleus[mine]],
             int(large.sum()),
-            of_runs("probability")[mine],
-            of_runs("density")[mine],
+            run_sums(probability, count)[mine],
+            run_sums(density, count)[mine],
         )
-        first = np.full(int(large.sum()), len(owner), np.int64)
-        np.minimum.at(first, owner, np.arange(len(owner)))
-        self._tile_of = tile[mine][first]
-        nucleus = np.full(begin[-1], NOBODY, np.int64)
-        nucleus[part] = number[component]
-        return np.split(nucleus, begin[1:-1])
+        first = np.unique(nucleus, return_index=True)[1][large]
+        self._tile_of = tile[source[first]]
+        self._cut_runs, nucleus = division.joined()
+        return number[nucleus]
 
     def tables(self) -> Iterator[NucleusTable]:
         """All nuclei, in the order of their ids, a tile's at a time."""
@@ -116,18 +121,20 @@ class Stitched:
 
     def rows(self, top: int, bottom: int, step: int) -> LabelledRuns:
         """See `results.Labels`."""
-        wanted = []
         near = {
             tile for tile, core in enumerate(self._cores) if core.top < bottom and core.bottom > top
         }
-        for tile in list(self._open_files):
+        for tile in list(self._whole_runs):
             if tile not in near:
-                del self._open_files[tile]
+                del self._whole_runs[tile]
+        known = [(self._cut_runs, self._cut_ids)]
         for tile in sorted(near):
-            if tile not in self._open_files:
-                self._open_files[tile] = self._all_runs(tile)
-            runs, ids = self._open_files[tile]
-            # A tile's runs are in the order of rows.
+            if tile not in self._whole_runs:
+                self._whole_runs[tile] = self._runs_of(tile)
+            known.append(self._whole_runs[tile])
+        wanted = []
+        for runs, ids in known:
+            # They are in the order of rows.
             first, last = np.searchsorted(runs.row, (top, bottom))
             chosen = np.flatnonzero(runs.row[first:last] % step == 0) + first
             wanted.append((runs[chosen], ids[chosen]))
@@ -143,16 +150,10 @@ class Stitched:
             id=ids[order],
         )
 
-    def _all_runs(self, tile: int) -> tuple[Runs, np.ndarray]:
-        """The runs of a tile by rows, and their ids."""
-        file = TileFile(self._files[tile])
-        whole, owner = file.runs()
-        opened = file.open()
-        ids = np.append(self._whole_ids[tile], np.uint32(0))[owner]
-        runs = _concatenate([whole, opened.runs])
-        ids = np.concatenate([ids, self._part_ids[tile][opened.part]])
-        order = np.argsort(runs.row, kind="stable")
-        return runs[order], ids[order]
+    def _runs_of(self, tile: int) -> tuple[Runs, np.ndarray]:
+        """The runs of what lies within a tile, and their ids."""
+        runs, owner = TileFile(self._files[tile]).runs()
+        return runs, np.append(self._whole_ids[tile], np.uint32(0))[owner]
 
 
 def _concatenate(parts: Sequence[Runs]) -> Runs:

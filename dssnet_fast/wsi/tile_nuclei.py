@@ -9,6 +9,7 @@ import numpy as np
 from dssnet_fast.nuclei import probability_units, total
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.runs import Runs, connect, expand, find_runs, run_sums
+from dssnet_fast.separate import divide, settled
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi.measure import OpticalDensity, measure_nuclei
 from dssnet_fast.wsi.results import NucleusTable, Outlines
@@ -19,19 +20,32 @@ NOBODY = -1
 
 @dataclass(frozen=True)
 class OpenParts:
-    """Pixels of nuclei that touch the tile's border and may go on beyond it.
+    """Pixels of components that touch the tile's border and may go on beyond it.
+
+    They are divided into nuclei when they are whole, which may cut runs that are not settled. So
+    these have a value for each pixel, and settled ones a sum: `probability` and `density` hold all
+    values, run by run.
 
     Attributes:
-        runs: Their runs, in px of the analysed image.
-        part: int64 [R], which part each run belongs to, from 0 on.
-        probability: int64 [R], as `measure_nuclei` takes it.
-        density: int64 [R], likewise.
+        runs: Their runs, in px of the analysed image, each of one level.
+        part: int64 [R], which part of a component each run belongs to, from 0 on.
+        level: uint8 [R], see `dssnet_fast.separate`.
+        settled: bool [R], see `separate.settled`.
+        probability: int64 [V], in `nuclei.PROBABILITY_UNITS`.
+        density: int64 [V], in `OpticalDensity.UNITS`, over three colours.
     """
 
     runs: Runs
     part: np.ndarray
+    level: np.ndarray
+    settled: np.ndarray
     probability: np.ndarray
     density: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """int64 [R], how many values each run has."""
+        return np.where(self.settled, 1, self.runs.length)
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class TileNuclei:
     """The nuclei of one tile, in px of the analysed image.
 
     Attributes:
-        table: Nuclei that lie in the tile and do not touch its border; not numbered.
+        table: Nuclei of components that do not touch the tile's border; not numbered.
         runs: Their runs, and those of what was too small to be one.
         owner: int64 [R], the row in `table` that each run belongs to, or `NOBODY`.
         open: What touches the border.
@@ -57,6 +71,8 @@ class TileNuclei:
 def find_tile_nuclei(
     labels: np.ndarray,
     probability: np.ndarray,
+    levels: np.ndarray,
+    top: int,
     pixels: np.ndarray,
     optical_density: OpticalDensity,
     core: Box,
@@ -68,6 +84,8 @@ def find_tile_nuclei(
     Args:
         labels: uint8 [h, w], the class of each pixel of the core.
         probability: float32 [h, w], the probability of that class.
+        levels: uint8 [h, w], see `dssnet_fast.separate`.
+        top: The highest level there can be.
         pixels: uint8 [h, w, 3], the core's image.
         optical_density: Of the slide.
         core: Where the tile lies in the analysed image.
@@ -77,46 +95,60 @@ def find_tile_nuclei(
     Raises:
         InputError: A probability is not finite.
     """
-    runs = find_runs(labels)
-    place = expand(runs.row * core.width + runs.start, runs.length)[1]
-    probability_sums = run_sums(probability_units(probability.ravel()[place]), runs)
-    density_sums = run_sums(optical_density.units(pixels.reshape(-1, 3)[place]), runs)
-    runs = runs.moved(core.top, core.left)
+    runs = find_runs(labels, levels)
+    level = levels[runs.row, runs.start]
     component = connect(runs)
-    count = int(component.max(initial=-1)) + 1
 
     at_border = np.zeros(len(runs), bool)
     for edge, end, touches in (
-        (core.top, image.top, runs.row == core.top),
-        (core.bottom, image.bottom, runs.row == core.bottom - 1),
-        (core.left, image.left, runs.start == core.left),
-        (core.right, image.right, runs.end == core.right),
+        (core.top, image.top, runs.row == 0),
+        (core.bottom, image.bottom, runs.row == core.height - 1),
+        (core.left, image.left, runs.start == 0),
+        (core.right, image.right, runs.end == core.width),
     ):
         if edge != end:
             at_border |= touches
-    is_open = np.zeros(count, bool)
+    is_open = np.zeros(int(component.max(initial=-1)) + 1, bool)
     is_open[component[at_border]] = True
-    whole = ~is_open & (total(runs.length, component, count) >= min_area)
-
-    mine = whole[component]
-    number = np.cumsum(whole) - 1
-    table = measure_nuclei(
-        runs[mine],
-        number[component[mine]],
-        int(whole.sum()),
-        probability_sums[mine],
-        density_sums[mine],
-    )
     opened = is_open[component]
+
+    def values(some: Runs) -> tuple[np.ndarray, np.ndarray]:
+        """Of each pixel of runs its probability and its density, in units."""
+        place = expand(some.row * core.width + some.start, some.length)[1]
+        return (
+            probability_units(probability.ravel()[place]),
+            optical_density.units(pixels.reshape(-1, 3)[place]),
+        )
+
+    closed, nucleus = divide(runs[~opened], level[~opened], component[~opened]).joined()
+    count = int(nucleus.max(initial=-1)) + 1
+    large = total(closed.length, nucleus, count) >= min_area
+    number = np.cumsum(large) - 1
+    mine = large[nucleus]
+    counted = closed[mine]
+    table = measure_nuclei(
+        counted.moved(core.top, core.left),
+        number[nucleus[mine]],
+        int(large.sum()),
+        *(run_sums(units, counted.length) for units in values(counted)),
+    )
+
+    cut, part = runs[opened], (np.cumsum(is_open) - 1)[component[opened]]
+    stays = settled(cut, level[opened], top)
+    run, offset = expand(np.zeros(len(cut), np.int64), cut.length)
+    # Where a value begins: at each pixel, but in settled runs at the first one only.
+    begins = np.flatnonzero((offset == 0) | ~stays[run])
+    sizes = np.diff(begins, append=len(run))
     return TileNuclei(
         table=table,
-        runs=runs[~opened],
-        owner=np.where(whole, number, NOBODY)[component[~opened]],
+        runs=closed.moved(core.top, core.left),
+        owner=np.where(large, number, NOBODY)[nucleus],
         open=OpenParts(
-            runs=runs[opened],
-            part=(np.cumsum(is_open) - 1)[component[opened]],
-            probability=probability_sums[opened],
-            density=density_sums[opened],
+            cut.moved(core.top, core.left),
+            part,
+            level[opened],
+            stays,
+            *(run_sums(units, sizes) for units in values(cut)),
         ),
     )
 
@@ -124,14 +156,14 @@ def find_tile_nuclei(
 # --- as bytes ------------------------------------------------------------------------------------
 
 # One entry only: safetensors writes several in any order.
-_METADATA = {"format": "dssnet_fast.tile 1"}
+_METADATA = {"format": "dssnet_fast.tile 2"}
 _TABLE = (
     "class_index", "x", "y", "area", "perimeter", "eccentricity", "solidity", "mean_probability",
     "mean_od", "integrated_od", "bounds",
 )  # fmt: skip
 _OUTLINES = ("points", "rings", "nuclei")
 _RUNS = ("row", "start", "end", "label")
-_OPEN = ("part", "probability", "density")
+_OPEN = ("part", "level", "settled", "probability", "density")
 
 
 def to_bytes(tile: TileNuclei) -> bytes:
@@ -143,6 +175,7 @@ def to_bytes(tile: TileNuclei) -> bytes:
     arrays |= {f"runs.{name}": _narrow(getattr(tile.runs, name)) for name in _RUNS}
     arrays |= {f"open.{name}": _narrow(getattr(tile.open.runs, name)) for name in _RUNS}
     arrays |= {f"open.{name}": getattr(tile.open, name) for name in _OPEN}
+    arrays["open.part"] = _narrow(tile.open.part)
     arrays["runs.owner"] = _narrow(tile.owner)
     arrays["unreadable"] = tile.unreadable
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -191,7 +224,8 @@ class TileFile:
 
     def open(self) -> OpenParts:
         """`TileNuclei.open`."""
-        return OpenParts(self._runs("open"), *(self._get(f"open.{name}") for name in _OPEN))
+        part, *rest = (self._get(f"open.{name}") for name in _OPEN)
+        return OpenParts(self._runs("open"), part.astype(np.int64), *rest)
 
     def unreadable(self) -> np.ndarray:
         """`TileNuclei.unreadable`."""

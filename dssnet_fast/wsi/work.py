@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dssnet_fast.separate import Separation
 from dssnet_fast.tiling import Box
 
 
@@ -21,6 +22,7 @@ class SlideWork:
         image: The analysed image, px.
         context: Px around a tile that are computed as well, a multiple of 8.
         glass: Of each colour the value that light has that met nothing but glass.
+        separation: How touching nuclei are told apart.
         min_area: Nuclei of fewer px are none.
         wanted: bool [rows, columns], the cells of `layout` in which nuclei are looked for.
         keep_going: Whether what cannot be read counts as empty, instead of being an error.
@@ -32,6 +34,7 @@ class SlideWork:
     image: Box
     context: int
     glass: tuple[float, float, float]
+    separation: Separation
     min_area: int
     wanted: np.ndarray
     keep_going: bool
