@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
 from dssnet_fast.jobs import RESULTS, Job, discard, read_record, record_path
-from dssnet_fast.separate import Separation
 
 if TYPE_CHECKING:
     from dssnet_fast.model import FastDSSNet
+    from dssnet_fast.separate import Separation
 
 # Raise when the same input would give different files, so that old records are not trusted.
 RECORD_VERSION = 2

@@ -15,6 +15,7 @@ from dssnet_fast.accuracy import truth_objects
 from dssnet_fast.metrics import InstanceCounts, count_instances
 from dssnet_fast.nuclei import find_nuclei
 from dssnet_fast.python_ref.data import Labelling, find_pairs, split
+from dssnet_fast.qupath import CLASS_COLOURS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 INSTANCES = Labelling("instances", 2)
@@ -24,7 +25,7 @@ class ThresholdNet:
     """Class 1 is what differs from the first pixel, class 2 what differs much."""
 
     context_px = edge_context_px = 8
-    has_edges = False
+    has_edges = True
     device = "cpu"
     digest = "d" * 64
 
@@ -40,7 +41,10 @@ class ThresholdNet:
         if len(self.class_names) > 2:
             labels += distance > 3 * self.limit
         at = np.s_[core.top : core.bottom, core.left : core.right]
-        return labels[at], np.ones(labels.shape, np.float32)[at]
+        decided = labels[at], np.full(labels.shape, 0.9, np.float32)[at]
+        # An edge is where blue differs from green by one.
+        edge_map = (abs(image[:, :, 1].astype(int) - image[:, :, 2]) == 1).astype(np.float32)[at]
+        return (*decided, edge_map) if edges else decided
 
 
 NETS = {"pretrained": 30, "int8": 40, "cpu:bf16": 30, "other.safetensors": 300}
@@ -215,6 +219,85 @@ def test_sheet_of_the_worst(data, tmp_path, capsys):
     assert not list(tmp_path.glob("*.part*"))
 
 
+@pytest.fixture
+def pairs_that_touch(tmp_path):
+    """Two nuclei side by side, each with a column of edge towards the other."""
+    for number in range(3):
+        image, labels = np.full((32, 48, 3), 10), np.zeros((32, 48), int)
+        image[8:24, 8:40], labels[8:24, 8:24], labels[8:24, 24:40] = 100, 1, 2
+        image[8:24, 23:25, 2] += 1
+        save(tmp_path / "touching", f"image{number}", image, labels)
+    return tmp_path / "touching"
+
+
+def test_ways_to_tell_nuclei_apart_beside_each_other(pairs_that_touch, monkeypatch, capsys):
+    loaded = []
+    load = evaluate.load_net
+    monkeypatch.setattr(evaluate, "load_net", lambda options: loaded.append(1) or load(options))
+    ways = {
+        "pretrained": ("edges", [0.5], 2),
+        "separate=no": ("no", [], 1),
+        "separate=probability": ("probability", [0.5], 1),
+        "interior-probability=0.95": ("edges", [0.95], 1),
+        "separate=edges+interior-probability=0.2,0.8": ("edges", [0.2, 0.8], 2),
+        "int8+separate=no": ("no", [], 1),
+    }
+    options = ("--split", "all", "--interior-probability", "0.5", "--compare", *list(ways)[1:])
+    found = evaluated(capsys, pairs_that_touch, *options)
+    for network in found["networks"]:
+        by, probabilities, answers = ways[network["name"]]
+        assert network["separation"] == {"by": by, "interior_probability": probabilities}
+        assert network["scores"]["answers"] == 3 * answers
+        assert network["scores"]["ap"]["0.90"] == (1 if answers == 2 else 0)
+        assert network["scores"]["mean_iou"] == 1
+    # Once for all that is one network.
+    assert len(loaded) == 2
+    assert run(pairs_that_touch, *options) == 0
+    text = capsys.readouterr().out
+    assert (
+        "\npretrained: backend threshold, device cpu, precision fp32, nuclei told apart by edges ("
+        in text
+    )
+    assert (
+        "\nseparate=no: backend threshold, device cpu, precision fp32, touching nuclei not " in text
+    )
+
+
+def test_a_network_that_several_share_runs_once_on_an_image(pairs_that_touch, monkeypatch, capsys):
+    calls = []
+    decide = ThresholdNet.decide
+
+    def count(self, image, core, edges):
+        calls.append(edges)
+        return decide(self, image, core, edges)
+
+    monkeypatch.setattr(ThresholdNet, "decide", count)
+    others = ("separate=no", "separate=edges", "separate=probability")
+    options = ("--split", "all", "--separate", "no", "--compare", *others[1:])
+    evaluated(capsys, pairs_that_touch, *options)
+    assert calls == 3 * [True]
+    calls.clear()
+    evaluated(capsys, pairs_that_touch, *options[:-2], others[2])
+    assert calls == 3 * [False]
+
+
+def test_the_sheet_shows_nuclei_that_are_told_apart(pairs_that_touch, tmp_path, capsys):
+    options = ("--split", "all", "--worst", 1, "--interior-probability", "0.5", "--separate")
+    drawn = {}
+    for first, second in (("edges", "no"), ("no", "edges")):
+        sheet = tmp_path / f"{first}.png"
+        others = ("--compare", f"separate={second}", "--sheet", sheet)
+        evaluated(capsys, pairs_that_touch, *options, first, *others)
+        image = np.asarray(Image.open(sheet)).astype(int)
+        step = contact_sheet.PANEL_PX + contact_sheet._GAP_PX
+        for way, column in ((first, 2), (second, 4)):
+            panel = image[:, column * step : (column + 1) * step]
+            outlined = (panel == CLASS_COLOURS[0]).all(axis=2).sum()
+            assert drawn.setdefault(way, outlined) == outlined
+    # Outlines between the two nuclei, as well as around them.
+    assert drawn["edges"] > drawn["no"] > 0
+
+
 def test_differences_are_drawn():
     first, second = np.array([[0, 1, 1, 0, 1, -1]]), np.array([[0, 1, 0, 1, 2, 1]])
     drawn = contact_sheet.draw_difference(first, second)[0].tolist()
@@ -279,6 +362,13 @@ def test_a_mask_has_its_parts_as_nuclei():
         (["--compare", "int9"], "--compare int9: must be a precision"),
         (["--compare", "nothing:fp32"], "--compare nothing:fp32: must be"),
         (["--compare", "int8", "int8"], "int8 is there twice"),
+        (["--compare", "separate=edge"], "separate must be one of auto, edges, probability, no"),
+        (
+            ["--compare", "interior-probability=2"],
+            "--compare interior-probability=2: interior-probability must be increasing numbers",
+        ),
+        (["--compare", "int9+separate=no"], "--compare int9: must be a precision"),
+        (["--compare", "tile=8"], "or separate=... or interior-probability=..."),
         (["--compare", "pretrained"], "pretrained is there twice"),
         (["--csv", "no/such/folder.csv"], "--csv no/such/folder.csv: must be a file"),
         (["--sheet", "sheet.jpg"], "must end with .png"),

@@ -236,6 +236,58 @@ def test_options_reach_the_results(tmp_path, net, capsys):
         assert summary["images"]["done"] == 1, "changed options must not use old results"
 
 
+def test_touching_nuclei_are_told_apart_as_asked(tmp_path, net, capsys):
+    """Two squares of one class with an edge of one column in each, which the network sees."""
+    image = np.zeros((30, 60, 3), np.uint8)
+    image[5:25, 10:50] = 150
+    image[5:25, 29:31] = 151
+    (tmp_path / "in").mkdir()
+    Image.fromarray(image).save(tmp_path / "in" / "pair.png")
+    digests = set()
+    for arguments, nuclei, by in (
+        ((), 2, "edges"),
+        (("--separate", "edges"), None, "edges"),
+        (("--separate", "no"), 1, "no"),
+        (("--separate", "probability"), 1, "probability"),
+        # The network is never as sure as that, so there is nothing to begin with.
+        (("--interior-probability", "0.99"), 1, "edges"),
+        (("--interior-probability", "0.3,0.5"), 2, "edges"),
+        (("--interior-probability", "0.3,0.5", "--tile", "16", "--overwrite"), 2, "edges"),
+    ):
+        given = () if "--interior-probability" in arguments else ("--interior-probability", "0.5")
+        assert run(tmp_path / "in", "--out", tmp_path / "out", "--json", *given, *arguments) == 0
+        summary = summary_of(capsys)
+        assert summary["separation"]["by"] == by
+        if nuclei is None:  # asked for what was chosen before
+            assert summary["images"]["skipped"] == 1
+            continue
+        assert summary["images"]["done"] == 1, "changed options must not use old results"
+        assert summary["nuclei"] == nuclei
+        instances = tifffile.imread(tmp_path / "out" / "pair_nuclei.tif")
+        expected = np.zeros((30, 60))
+        expected[5:25, 10:50] = 1
+        expected[5:25, 30:50] = nuclei
+        np.testing.assert_array_equal(instances, expected)
+        digests.add((tmp_path / "out" / "pair.geojson").read_bytes())
+    assert len(digests) == 2
+
+
+def test_edges_of_a_network_without_them_are_refused(folder, tmp_path, net, monkeypatch, capsys):
+    monkeypatch.setattr(net, "has_edges", False)
+    assert run(folder, "--out", tmp_path / "out", "--separate", "edges") == 1
+    assert capsys.readouterr().err.startswith(
+        "dssnet_fast.segment: error: separate: these weights have no edge head"
+    )
+
+
+@pytest.mark.parametrize("value", ["", "x", "0", "0.5,0.5", "2", "nan"])
+def test_interior_probabilities_that_are_none(folder, tmp_path, net, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(folder, "--out", tmp_path / "out", "--interior-probability", value)
+    assert stop.value.code == 2
+    assert "must be increasing numbers above 0 and up to 1" in capsys.readouterr().err
+
+
 # --- going on -------------------------------------------------------------------------------------
 
 

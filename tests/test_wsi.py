@@ -23,6 +23,7 @@ import tifffile
 from dssnet_fast import FastDSSNet
 from dssnet_fast.nuclei import find_nuclei
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.separate import choose
 from dssnet_fast.slides.slide import open_slide
 from dssnet_fast.tiling import Box
 from dssnet_fast.wsi import store
@@ -59,9 +60,16 @@ def done(slide, tmp_path_factory):
 def untiled(slide, net):
     """Labels and nuclei of the whole slide in one piece."""
     opened = open_slide(slide)
-    image = opened.read(0, Box(0, 0, HEIGHT, WIDTH))
-    labels, probability = net.decide(image)
-    return labels, find_nuclei(labels, probability, min_area=16)
+    return in_one_piece(opened.read(0, Box(0, 0, HEIGHT, WIDTH)), net)
+
+
+def in_one_piece(image, net, separation=None):
+    separation = separation or choose("auto", net.has_edges)
+    answers = net.decide(image, edges=separation.needs_edges)
+    levels = separation.levels(*answers)
+    nuclei = find_nuclei(*answers[:2], 16, levels)
+    assert len(nuclei) > len(find_nuclei(*answers[:2], 16))
+    return answers[0], nuclei
 
 
 def run(*arguments):
