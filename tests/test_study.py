@@ -22,7 +22,7 @@ pytest.importorskip("torchmetrics")
 
 from conftest import disks
 
-from dssnet_fast import FastDSSNet, accuracy
+from dssnet_fast import FastDSSNet, accuracy, separate
 from dssnet_fast.image_kinds import KINDS
 from dssnet_fast.python_ref import training, unet
 from dssnet_fast.python_ref.config import BLOCKS, DSSNetConfig
@@ -263,7 +263,7 @@ def test_other_sizes_are_extended_and_cropped(monkeypatch):
     assert output.edge is None
 
 
-def test_sizes_are_those_of_the_inference_path():
+def test_sizes_are_those_of_the_segmentation_alone():
     plain = dataclasses.replace(CONFIG, edge=False)
     assert networks.parameters("DSSNet", CONFIG) == networks.parameters("DSSNet", plain) == 1496840
     assert networks.parameters("UNet", plain) == sum(p.numel() for p in unet.UNet().parameters())
@@ -367,7 +367,7 @@ def test_scores_are_those_of_the_last_weights(studied, disk_folder):
     data = StudyData(disk_folder, 0.2, 3)
     for name, saved in scores(studied).items():
         net = FastDSSNet.from_checkpoint(studied / "runs" / name / "last.pt", device="cpu")
-        contender = [accuracy.Contender("net", net)]
+        contender = [accuracy.Contender("net", net, separate.choose("no", has_edges=True))]
         first, *rest = accuracy.evaluate(contender, data.validation.pairs, data.labelling)
         counts = sum((image.counts[0] for image in rest), first.counts[0])
         expected = counts.scores(data.class_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,7 +16,6 @@ from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.network import DSSNet, DSSNetOutput
 from dssnet_fast.python_ref.unet import UNet
 from dssnet_fast.training_graph import FoldedTraining
-from dssnet_fast.weights import inference_config
 
 DSSNET = "DSSNet"
 ENCODER = "resnet34"  # of the networks from segmentation-models-pytorch
@@ -99,16 +99,17 @@ def graph_of(name: str) -> Callable[[nn.Module], nn.Module] | None:
 
 @cache
 def parameters(name: str, config: DSSNetConfig) -> int:
-    """Of the inference path, weight normalisation folded."""
+    """Of the path from image to logits, weight normalisation folded."""
     if name == DSSNET:
-        return sum(shape.numel() for shape in plain_shapes(inference_config(config)).values())
+        config = replace(config, super_resolution=False, edge=False)
+        return sum(shape.numel() for shape in plain_shapes(config).values())
     with macs.META:
         return sum(value.numel() for value in MAKERS[name](config).parameters())
 
 
 @cache
 def multiply_accumulates(name: str, config: DSSNetConfig, size: int) -> int:
-    """Of the inference path on one image of size x size px, as the network is published.
+    """From one image of size x size px to its logits, as the network is published.
 
     Args:
         name: One of `MAKERS`.

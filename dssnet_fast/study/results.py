@@ -19,8 +19,8 @@ class Row:
     Attributes:
         name: Of the variant.
         tested: Kind of the validation images, or `all`.
-        parameters: On the inference path.
-        macs: Multiply-accumulates of the inference path on an image of `SIZE` px.
+        parameters: Of the path from image to logits.
+        macs: Multiply-accumulates of that path on an image of `SIZE` px.
         steps: Of each run.
         seconds: Of a step.
         scores: `Counts.scores` by seed, of the finished runs.

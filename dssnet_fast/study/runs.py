@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dssnet_fast import accuracy, outputs
+from dssnet_fast import accuracy, outputs, separate
 from dssnet_fast.image_kinds import KINDS
 from dssnet_fast.python_ref.data import to_tensors
 from dssnet_fast.python_ref.errors import InputError
@@ -99,15 +99,16 @@ def train(
 def score(trainer: Trainer, data: StudyData) -> dict[str, dict]:
     """Scores of the network to be used, of all validation images and of each kind among them.
 
-    Nuclei of an answer are its connected parts; see `dssnet_fast.accuracy`.
+    Nuclei of an answer are its connected parts, so that networks with and without edges are
+    compared by the same; see `dssnet_fast.accuracy`.
 
     Returns:
         `Counts.scores` by `ALL` and kind; a kind without an image is left out.
     """
-    answering = _Answering(trainer)
+    connected_parts = separate.choose("no", has_edges=False)
     images = list(
         accuracy.evaluate(
-            [accuracy.Contender("network", answering)],
+            [accuracy.Contender("network", _Answering(trainer), connected_parts)],
             data.validation.pairs,
             data.labelling,
             tile=_LARGEST,
@@ -137,8 +138,9 @@ class _Answering:
         self._low = trainer.options.precision == "bf16"
 
     @torch.no_grad()
-    def decide(self, image: np.ndarray, core: Box) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, uint8, and their probabilities, float32, of the core."""
+    def decide(self, image: np.ndarray, core: Box, edges: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, uint8, and their probabilities, float32, of the core; no edges."""
+        assert not edges
         height, width = (-(-side // 8) * 8 for side in image.shape[:2])
         x, _ = to_tensors(image, np.zeros(image.shape[:2], np.int32), height, width)
         x = normalise(x[None].to(self._device)).contiguous(memory_format=torch.channels_last)

@@ -173,6 +173,6 @@ def _caption(plan: Plan) -> list[str]:
         f"Recipe, where the study does not vary it: {described}; {length}. Network: {config}.",
         "Means over the seeds, and the lowest and highest of them in brackets. Scores are those of "
         "all validation images together with the weights after the last step; nuclei are connected "
-        "parts. Parameters and multiply-accumulates are those of the inference path as published; "
+        "parts. Parameters and multiply-accumulates are those from image to logits as published; "
         "a step's seconds were measured side by side, in turns.",
     ]
