@@ -446,6 +446,7 @@ setup(
         "dssnet_fast.kernels",
         "dssnet_fast.python_ref",
         "dssnet_fast.slides",
+        "dssnet_fast.study",
         "dssnet_fast.view",
         "dssnet_fast.wsi",
         "dssnet_fast.wsi.writers",

@@ -8,6 +8,7 @@ COMMANDS = {
     "view": "results of whole slides, in the browser",
     "convert": "a checkpoint -> a weight file (and ONNX), verified",
     "train": "labelled images -> a checkpoint",
+    "study": "the paper's studies: networks and recipes trained side by side",
     "evaluate": "how right networks are, beside the truth and one another",
     "bench": "speed of every backend beside the reference and UNet",
     "info": "what this installation can run, and why not the rest",

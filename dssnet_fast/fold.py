@@ -8,6 +8,8 @@ zero. Weights are [outputs, inputs, rows, columns], maps [B, C, H, W].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -278,15 +280,18 @@ def _axis_kernels(weight: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cell_values(
-    x: Tensor, kernels: tuple[Tensor, Tensor, Tensor, Tensor], bias: Tensor, slope: float
+    x: Tensor,
+    kernels: tuple[Tensor, Tensor, Tensor, Tensor],
+    bias: Tensor,
+    activation: Callable[[Tensor], Tensor],
 ) -> list[list[Tensor]]:
-    """Nearest x4, a 3x3 convolution and a PReLU, on the values that differ.
+    """Nearest x4, a 3x3 convolution and an activation, on the values that differ.
 
     Args:
         x: [B, I, h, w].
         kernels: `cell_kernels` of the convolution.
         bias: [O].
-        slope: Of the PReLU.
+        activation: Of single values; may work in place.
 
     Returns:
         Values [row a, b, c][column a, b, c], each [B, h, w, O]; see `lay_out_cells`.
@@ -296,7 +301,7 @@ def cell_values(
     def parts(kernel: Tensor) -> tuple[Tensor, ...]:
         count = kernel.shape[0] // outputs
         padding = (kernel.shape[2] - 1, kernel.shape[3] - 1)
-        y = F.leaky_relu_(F.conv2d(x, kernel, bias.repeat(count), padding=padding), slope)
+        y = activation(F.conv2d(x, kernel, bias.repeat(count), padding=padding))
         return y.permute(0, 2, 3, 1).unflatten(3, (count, outputs)).unbind(3)
 
     (aa, ac, ca, cc), (ab, cb), (ba, bc), (bb,) = map(parts, kernels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from dssnet_fast import cli
@@ -36,53 +37,103 @@ def make_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--class-names", default=None, help="comma-separated, background first")
     data.add_argument("--validation", default="0.2", help="share of DATA, or a folder like DATA")
-    recipe = parser.add_argument_group("recipe")
+    recipe = add_recipe_options(parser)
     recipe.add_argument("--epochs", type=int, default=400)
-    recipe.add_argument("--batch", type=int, default=4, help="crops a step, over all processes")
-    recipe.add_argument("--crop", type=int, default=512, help="side of a crop in pixels")
-    recipe.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    recipe.add_argument("--learning-rate", type=float, default=1e-3)
-    recipe.add_argument("--clip-norm", type=float, default=0.0, help="of gradients; 0: no clipping")
-    recipe.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
     recipe.add_argument("--seed", type=int, default=0)
-    network = parser.add_argument_group("network")
-    network.add_argument("--in-channels", type=int, choices=(1, 3), default=3)
+    network = add_architecture_options(parser)
     network.add_argument("--classes", type=int, default=2, help="with the background")
-    network.add_argument("--width", type=int, default=30)
-    network.add_argument("--features", type=int, default=42)
-    network.add_argument("--blocks", type=int, default=10)
-    network.add_argument("--block", choices=BLOCKS, default="wneck")
-    network.add_argument("--upsampling", choices=UPSAMPLINGS, default="nearest")
-    network.add_argument("--super-resolution", action=argparse.BooleanOptionalAction, default=True)
-    network.add_argument("--edge", action=argparse.BooleanOptionalAction, default=True)
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     machine.add_argument("--workers", type=int, default=0, help="processes that cut crops")
     return parser
 
 
-def body(arguments: argparse.Namespace) -> None:
-    """Train as the arguments say."""
+def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How to train, but not for how long and from which seed; see `recipe`."""
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--batch", type=int, default=4, help="crops a step, over all processes")
+    group.add_argument("--crop", type=int, default=512, help="side of a crop in pixels")
+    group.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    group.add_argument("--learning-rate", type=float, default=1e-3)
+    group.add_argument("--clip-norm", type=float, default=0.0, help="of gradients; 0: no clipping")
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
+    group.add_argument(
+        "--sampling",
+        choices=("images", "area"),
+        default="images",
+        help="an epoch is one crop of every image, or as many as fit into it",
+    )
+    group.add_argument(
+        "--average",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="use a moving average of the weights, such as 0.998 a step; 0: the last weights",
+    )
+    group.add_argument("--dice", type=float, default=0.0, help="weight of a soft Dice loss")
+    group.add_argument(
+        "--edge-loss",
+        choices=("l1", "l2"),
+        default="l1",
+        help="l2 makes edges probabilities; with l1 they may come out 0 everywhere",
+    )
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    return group
+
+
+def add_architecture_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The network but its classes; see `architecture`."""
+    group = parser.add_argument_group("network")
+    group.add_argument("--in-channels", type=int, choices=(1, 3), default=3)
+    group.add_argument("--width", type=int, default=30)
+    group.add_argument("--features", type=int, default=42)
+    group.add_argument("--blocks", type=int, default=10)
+    group.add_argument("--block", choices=BLOCKS, default="wneck")
+    group.add_argument("--upsampling", choices=UPSAMPLINGS, default="nearest")
+    group.add_argument("--super-resolution", action=argparse.BooleanOptionalAction, default=True)
+    group.add_argument("--edge", action=argparse.BooleanOptionalAction, default=True)
+    return group
+
+
+def recipe(arguments: argparse.Namespace) -> dict[str, object]:
+    """Of `TrainingOptions` what `add_recipe_options` asks for."""
+    names = ("batch", "crop", "optimizer", "learning_rate", "clip_norm", "augment", "sampling")
+    values = {name: getattr(arguments, name) for name in (*names, "average", "dice", "edge_loss")}
+    return {**values, "precision": _precision(arguments.precision, arguments.device)}
+
+
+def architecture(arguments: argparse.Namespace, classes: int) -> DSSNetConfig:
+    """The network that `add_architecture_options` asks for.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+    names = (field.name for field in fields(DSSNetConfig) if field.name != "classes")
+    return DSSNetConfig(classes=classes, **{name: getattr(arguments, name) for name in names})
+
+
+def import_training():
+    """The module of the training loop.
+
+    Raises:
+        InputError: A package that training needs is not installed; says what to install.
+    """
     try:
         from dssnet_fast.python_ref import training
     except ImportError as error:
         raise InputError(
             f"training needs {error.name}; install it with: pip install 'dssnet_fast[train]'"
         ) from error
-    from dssnet_fast.python_ref.data import find_pairs, split
+    return training
 
-    config = DSSNetConfig(
-        in_channels=arguments.in_channels,
-        classes=arguments.classes,
-        width=arguments.width,
-        features=arguments.features,
-        blocks=arguments.blocks,
-        block=arguments.block,
-        super_resolution=arguments.super_resolution,
-        edge=arguments.edge,
-        upsampling=arguments.upsampling,
-    )
+
+def body(arguments: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    training = import_training()
+    from dssnet_fast.python_ref.data import find_pairs, split
+    from dssnet_fast.training_graph import FoldedTraining
+
+    config = architecture(arguments, arguments.classes)
     pairs = find_pairs(arguments.data)
     try:
         share = float(arguments.validation)
@@ -92,15 +143,9 @@ def body(arguments: argparse.Namespace) -> None:
         train_pairs, validation_pairs = split(pairs, share)
     options = training.TrainingOptions(
         epochs=arguments.epochs,
-        batch=arguments.batch,
-        crop=arguments.crop,
-        optimizer=arguments.optimizer,
-        learning_rate=arguments.learning_rate,
-        clip_norm=arguments.clip_norm,
-        augment=arguments.augment,
-        precision=_precision(arguments.precision, arguments.device),
         labels=arguments.labels,
         seed=arguments.seed,
+        **recipe(arguments),
     )
     best = training.train(
         config,
@@ -111,6 +156,7 @@ def body(arguments: argparse.Namespace) -> None:
         arguments.out,
         device=arguments.device,
         workers=arguments.workers,
+        graph=FoldedTraining,
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process talks
         return

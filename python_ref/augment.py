@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class Augmentation(nn.Module):
     """Changes images and their labels together.
 
-    Randomness comes from torch's global generator.
+    Randomness comes from torch's global generator. Brightness is changed by a factor, never by a
+    difference: that would turn the faint nuclei of a dark image black, with their labels left.
 
     Args:
         channels: Channels of the images, 1 or 3; saturation and hue need 3.
@@ -20,9 +21,10 @@ class Augmentation(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels == 3:
-            colour = [K.ColorJiggle(0.2, 0.2, 0.2, 0.05, p=0.8)]
+            colour = [K.ColorJitter(0.2, 0.2, 0.2, 0.05, p=0.8)]
         else:
-            colour = [K.RandomBrightness((0.8, 1.2), p=0.8), K.RandomContrast((0.8, 1.2), p=0.8)]
+            # A factor of the values, in spite of its name.
+            colour = [K.RandomContrast((0.8, 1.2), p=0.8)]
         self.both = K.AugmentationSequential(
             K.RandomHorizontalFlip(p=0.5),
             K.RandomVerticalFlip(p=0.5),

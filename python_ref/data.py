@@ -17,6 +17,7 @@ from .images import IMAGE_SUFFIXES, find_images, read_image, read_labels
 
 LABEL_FOLDERS = ("labels", "masks")
 LABEL_KINDS = ("instances", "classes")
+SAMPLINGS = ("images", "area")
 IGNORE = -1  # class of pixels that no loss of labels counts
 UNLABELLED = 255  # class maps may mark pixels that nobody classified
 CACHE_LIMIT_BYTES = 4 << 30
@@ -183,6 +184,7 @@ class Samples:
 
     Attributes:
         class_pixels: int64 [classes], how many pixels of all images belong to each class.
+        areas: Pixels of each image.
 
     Raises:
         InputError: Names every file (up to 20) that cannot be read, whose size differs from its
@@ -196,6 +198,7 @@ class Samples:
         self.labelling = labelling
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.class_pixels = np.zeros(labelling.classes, np.int64)
+        self.areas: list[int] = []
         size = 0
         problems = []
         for index, pair in enumerate(progress(self.pairs)):
@@ -205,6 +208,7 @@ class Samples:
                 problems.append(str(error))
                 continue
             self.class_pixels += labelling.count(labels)
+            self.areas.append(labels.size)
             size += image.nbytes + labels.nbytes
             if size <= CACHE_LIMIT_BYTES:
                 self._kept[index] = (image, labels)
@@ -226,7 +230,7 @@ class Samples:
 
 
 class Crops(Dataset):
-    """One random square of every image and epoch.
+    """Random squares of the images, in every epoch others.
 
     Images smaller than the square are extended at the bottom and right with value 128 (0 when
     normalised) and labels of -1, which count neither for the segmentation nor for edges. An item
@@ -237,17 +241,25 @@ class Crops(Dataset):
         samples: Where to cut from.
         crop: Side of the square in pixels, a multiple of 8.
         seed: Seed of the positions.
+        sampling: `images`: one square of every image; `area`: one for each time that the area of a
+            square goes into an image's, at least one.
     """
 
-    def __init__(self, samples: Samples, crop: int, seed: int) -> None:
+    def __init__(self, samples: Samples, crop: int, seed: int, sampling: str = "images") -> None:
         self.samples, self.crop, self.seed = samples, crop, seed
         self.epoch = 0
+        by_area = sampling == "area"
+        self._images = [
+            image
+            for image, area in enumerate(samples.areas)
+            for _ in range(max(1, round(area / crop**2)) if by_area else 1)
+        ]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = self.samples[index]
+        image, labels = self.samples[self._images[index]]
         random = np.random.default_rng((self.seed, self.epoch, index))
         top, left = (int(random.integers(0, max(side - self.crop, 0) + 1)) for side in labels.shape)
         window = np.s_[top : top + self.crop, left : left + self.crop]

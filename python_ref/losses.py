@@ -1,4 +1,4 @@
-"""The training loss: CE + 0.25 (1 - SSIM) + 0.4 L1(edge).
+"""The training loss: CE + 0.25 (1 - SSIM) + 0.4 L1(edge), and what may be changed in it.
 
 Source: Luo et al. 2022; SSIM over 11x11 Gaussian windows with sigma 1.5, as in the release.
 Windows that would stand out of the image do not count, so nothing depends on how they are filled.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
@@ -15,6 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from .data import IGNORE
 from .network import DSSNetOutput
 
+EDGE_LOSSES = ("l1", "l2")
 RECONSTRUCTION_WEIGHT = 0.25
 EDGE_WEIGHT = 0.4
 
@@ -78,7 +80,31 @@ def mean_ssim(a: Tensor, b: Tensor) -> Tensor:
     return similarity[..., border:-border, border:-border].mean()
 
 
-def dssnet_loss(output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Tensor) -> Loss:
+def soft_dice(logits: Tensor, classes: Tensor) -> Tensor:
+    """1 - the mean over classes of their soft Dice over all known pixels together, a scalar.
+
+    Source: Milletari et al. 2016, without the squares in the denominator.
+
+    Args:
+        logits: [B, classes, H, W] float32.
+        classes: [B, H, W] int64 class map; `IGNORE` pixels do not count.
+    """
+    known = (classes != IGNORE).unsqueeze(1)
+    predicted = logits.softmax(1) * known
+    true = torch.zeros_like(predicted).scatter_(1, classes.clamp(min=0).unsqueeze(1), 1.0) * known
+    both, all_ = (predicted * true).sum((0, 2, 3)), (predicted + true).sum((0, 2, 3))
+    # A class that is neither there nor predicted is right.
+    return 1 - ((2 * both + 1) / (all_ + 1)).mean()
+
+
+def dssnet_loss(
+    output: DSSNetOutput,
+    image: Tensor,
+    classes: Tensor,
+    edges: Tensor,
+    dice: float = 0.0,
+    edge_loss: str = "l1",
+) -> Loss:
     """The paper's loss, computed in float32 whatever the network ran in.
 
     Args:
@@ -87,12 +113,18 @@ def dssnet_loss(output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Ten
         classes: [B, H, W] int64 class map; `IGNORE` pixels count neither in the segmentation nor,
             where all four of a half-resolution pixel are so, in the edge part.
         edges: [B, 1, H/2, W/2] float target of the edge branch; see `edge_target`.
+        dice: Weight of `soft_dice` in the segmentation part; the paper has none.
+        edge_loss: `l1`, as in the paper, whose optimum is 0 wherever an edge is less likely than
+            not, which may be everywhere: edges are thin. Or `l2`: the optimum is the probability of
+            an edge.
     """
     known = (classes != IGNORE).unsqueeze(1).float()
     # Not reduction="mean": a batch without any known pixel has loss 0, not NaN.
     segmentation = F.cross_entropy(
         output.segmentation.float(), classes, ignore_index=IGNORE, reduction="sum"
     ) / known.sum().clamp(min=1)
+    if dice:
+        segmentation = segmentation + dice * soft_dice(output.segmentation.float(), classes)
     total = segmentation
     reconstruction = edge = None
     if output.reconstruction is not None:
@@ -100,7 +132,8 @@ def dssnet_loss(output: DSSNetOutput, image: Tensor, classes: Tensor, edges: Ten
         total = total + RECONSTRUCTION_WEIGHT * reconstruction
     if output.edge is not None:
         counted = F.max_pool2d(known, 2)
-        difference = (output.edge.float() - edges).abs() * counted
+        difference = output.edge.float() - edges
+        difference = (difference.abs() if edge_loss == "l1" else difference.square()) * counted
         edge = difference.sum() / counted.sum().clamp(min=1)
         total = total + EDGE_WEIGHT * edge
     return Loss(total, segmentation, reconstruction, edge)

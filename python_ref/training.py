@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from .augment import Augmentation
 from .config import DSSNetConfig
-from .data import LABEL_KINDS, Crops, Labelling, Pair, Samples, to_tensors
+from .data import LABEL_KINDS, SAMPLINGS, Crops, Labelling, Pair, Samples, to_tensors
 from .errors import InputError
 from .files import atomic_write, remove_leftovers
-from .losses import IGNORE, Loss, dssnet_loss, edge_target
+from .losses import EDGE_LOSSES, IGNORE, Loss, dssnet_loss, edge_target
 from .network import DSSNet
 from .processes import Process, joined
 from .released import load_released, released_state
@@ -40,7 +42,9 @@ class TrainingOptions:
     """The recipe. The defaults are the paper's.
 
     Attributes:
-        epochs: Passes over the training images, one random crop of each.
+        epochs: Passes over the training images; see `sampling`.
+        steps: Optimisation steps in all, whatever `epochs` says: the last epoch ends with them. 0
+            leaves it to `epochs`.
         batch: Crops a step, over all processes together.
         crop: Side of a crop in pixels, a multiple of 8.
         optimizer: `sgd` (momentum 0.9, weight decay 5e-4) or `adam`.
@@ -48,6 +52,12 @@ class TrainingOptions:
         clip_norm: Gradients are scaled down to this 2-norm, over all parameters; 0 leaves them. The
             reconstruction can run away in the first epochs without it (Adam at 1e-3).
         augment: Whether crops are augmented.
+        sampling: `images`: an epoch is one crop of every image; `area`: as many as fit into it, so
+            that every pixel is as likely to be seen, whatever the size of its image.
+        average: Decay per step of an exponential moving average of the weights, below 1; 0 keeps
+            none. The average is what is validated and saved to be used.
+        dice: Weight of a soft Dice loss of the classes beside the paper's loss.
+        edge_loss: `l1` or `l2`; see `dssnet_loss`.
         precision: `fp32` or `bf16` (autocast; parameters and loss stay in float32).
         labels: `instances` or `classes`; see `Labelling`.
         seed: Of the initial weights, the crops and the augmentation; 0 to 2**32 - 1.
@@ -57,12 +67,17 @@ class TrainingOptions:
     """
 
     epochs: int = 400
+    steps: int = 0
     batch: int = 4
     crop: int = 512
     optimizer: str = "sgd"
     learning_rate: float = 1e-3
     clip_norm: float = 0.0
     augment: bool = True
+    sampling: str = "images"
+    average: float = 0.0
+    dice: float = 0.0
+    edge_loss: str = "l1"
     precision: str = "fp32"
     labels: str = "instances"
     seed: int = 0
@@ -72,16 +87,24 @@ class TrainingOptions:
             raise InputError(
                 f"epochs and batch must be at least 1, got {self.epochs}, {self.batch}"
             )
+        if self.steps < 0:
+            raise InputError(f"steps must be 0 or more, got {self.steps}")
         if self.crop < 16 or self.crop % 8:
             raise InputError(f"crop must be a multiple of 8 from 16 on, got {self.crop}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning rate must be positive, got {self.learning_rate}")
         if not (math.isfinite(self.clip_norm) and self.clip_norm >= 0):
             raise InputError(f"clip norm must be 0 or more, got {self.clip_norm}")
+        if not 0 <= self.average < 1:
+            raise InputError(f"average must be from 0 to below 1, got {self.average}")
+        if not (math.isfinite(self.dice) and self.dice >= 0):
+            raise InputError(f"dice must be 0 or more, got {self.dice}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         for name, allowed in (
             ("optimizer", OPTIMIZERS),
+            ("sampling", SAMPLINGS),
+            ("edge_loss", EDGE_LOSSES),
             ("precision", PRECISIONS),
             ("labels", LABEL_KINDS),
         ):
@@ -116,6 +139,10 @@ class Trainer:
         out: The run's folder; made when missing.
         process: This process.
         workers: Processes that cut crops; 0 cuts in this one.
+        graph: Makes of the network what is run in its place: the same numbers for less work.
+        make_network: Makes the network. Another than `DSSNet` is called and asked for `logits` as
+            that is, answers without the branches that `config` says it lacks, and is saved under
+            its own names.
 
     Raises:
         InputError: `out` holds another run, there are fewer training images than `batch`, or an
@@ -133,6 +160,8 @@ class Trainer:
         out: Path,
         process: Process,
         workers: int = 0,
+        graph: Callable[[nn.Module], nn.Module] | None = None,
+        make_network: Callable[[DSSNetConfig], nn.Module] = DSSNet,
     ) -> None:
         self.config, self.options, self.process, self.out = config, options, process, Path(out)
         self.class_names = class_names
@@ -152,12 +181,13 @@ class Trainer:
             raise InputError(f"workers must be 0 or more, got {workers}")
 
         torch.manual_seed(options.seed)
-        self.network = DSSNet(config).to(process.device, memory_format=torch.channels_last)
+        self.network = make_network(config).to(process.device, memory_format=torch.channels_last)
+        self.average = _average(self.network, options.average) if options.average else None
         self.epoch = 0
         self.best = -1.0
         self.history: list[dict[str, float]] = []
 
-        self.crops = Crops(training, options.crop, options.seed)
+        self.crops = Crops(training, options.crop, options.seed, options.sampling)
         self.sampler = DistributedSampler(
             self.crops, process.count, process.rank, seed=options.seed, drop_last=True
         )
@@ -173,11 +203,18 @@ class Trainer:
         )
         self.augmentation = Augmentation(config.in_channels).to(process.device)
         self.optimizer = self._make_optimizer()
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, T_max=options.epochs * len(self.loader)
-        )
+        self.steps = options.steps or options.epochs * len(self.loader)
+        self.epochs = math.ceil(self.steps / len(self.loader))
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.steps)
         self._resume()
-        self.parallel = DistributedDataParallel(self.network) if process.count > 1 else self.network
+        self.graph = graph or _itself
+        run = self.graph(self.network)
+        self.parallel = DistributedDataParallel(run) if process.count > 1 else run
+
+    @property
+    def usable(self) -> nn.Module:
+        """The network to validate and to save: the average of the weights, where one is kept."""
+        return self.network if self.average is None else self.average.module
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rate = self.options.learning_rate
@@ -196,6 +233,7 @@ class Trainer:
             "training images": _names(self.crops.samples.pairs),
             "validation images": _names(self.validation.pairs),
             "processes": self.process.count,
+            "network": type(self.network).__name__,
         }
 
     def _resume(self) -> None:
@@ -203,7 +241,12 @@ class Trainer:
         saved = self.process.from_leader(self._open_folder)
         if saved is None:
             return
-        load_released(self.network, saved["model"])
+        if self.average is None:
+            _load(self.network, saved["model"])
+        else:
+            _load(self.network, saved["trained"])
+            _load(self.average.module, saved["model"])
+            self.average.n_averaged.fill_(saved["averaged"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.epoch, self.best, self.history = saved["epoch"], saved["best"], saved["history"]
@@ -248,7 +291,7 @@ class Trainer:
         checkpoint = {
             "format": FORMAT,
             "version": VERSION,
-            "model": {key: value.cpu() for key, value in released_state(self.network).items()},
+            "model": _state(self.usable),
             "config": self.config.to_dict(),
             "class_names": self.class_names,
             "epoch": self.epoch,
@@ -258,6 +301,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
+        if self.average is not None:
+            checkpoint["trained"] = _state(self.network)
+            checkpoint["averaged"] = int(self.average.n_averaged)
         # Best first: if the run dies between the two, the epoch is run again and writes both.
         for name in (["best.pt"] if improved else []) + ["last.pt"]:
             with atomic_write(self.out / name) as temporary:
@@ -286,7 +332,7 @@ class Trainer:
             if self.process.leads and self.history:
                 # The run may have been killed after its checkpoint and before its log.
                 self._write_log()
-            while self.epoch < self.options.epochs:
+            while self.epoch < self.epochs:
                 started = time.monotonic()
                 row = self._one_epoch()
                 improved = row["mean_iou"] > self.best
@@ -305,7 +351,7 @@ class Trainer:
         self._write_log()
         events.add({**row, "seconds": seconds})
         tqdm.write(
-            f"epoch {self.epoch}/{self.options.epochs}: loss {row['loss']:.4f}, "
+            f"epoch {self.epoch}/{self.epochs}: loss {row['loss']:.4f}, "
             f"mean IoU {row['mean_iou']:.4f}, {seconds:.0f} s",
             file=sys.stderr,
         )
@@ -322,24 +368,35 @@ class Trainer:
         names += ["loss_reconstruction"] if self.config.super_resolution else []
         names += ["loss_edge"] if self.config.edge else []
         sums = torch.zeros(len(names), device=self.process.device)
+        steps = min(len(self.loader), self.steps - self.epoch * len(self.loader))
         bar = tqdm(
-            self.loader,
-            desc=f"epoch {number}/{self.options.epochs}",
+            itertools.islice(self.loader, steps),
+            total=steps,
+            desc=f"epoch {number}/{self.epochs}",
             unit="step",
             disable=None if self.process.leads else True,  # None: shown in a terminal only
             leave=False,
         )
         for images, labels in bar:
-            loss = self._step(images, labels)
+            loss = self.step(images, labels)
             sums += torch.stack([part.detach() for part in loss if part is not None])
             bar.set_postfix(loss=f"{loss.total.item():.4f}", best=f"{max(self.best, 0):.4f}")
-        means = self.process.summed(sums) / (len(self.loader) * self.process.count)
+        means = self.process.summed(sums) / (steps * self.process.count)
         scores = self._validate()
         self.epoch = number
         named = dict(zip(names, means.tolist(), strict=True))
         return {"epoch": number, **named, **scores, "learning_rate": rate}
 
-    def _step(self, images: Tensor, labels: Tensor) -> Loss:
+    def step(self, images: Tensor, labels: Tensor) -> Loss:
+        """One optimisation step, with augmentation.
+
+        Args:
+            images: uint8 [B, C, crop, crop], as `loader` gives them.
+            labels: int32 [B, crop, crop].
+
+        Raises:
+            InputError: The loss is not finite; the weights are as before.
+        """
         device = self.process.device
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         if self.options.augment:
@@ -348,7 +405,9 @@ class Trainer:
         with self._autocast():
             output = self.parallel(image)
         classes = self.labelling.class_map(labels)
-        loss = dssnet_loss(output, image, classes, edge_target(self.labelling.objects(labels)))
+        edges = edge_target(self.labelling.objects(labels))
+        options = self.options
+        loss = dssnet_loss(output, image, classes, edges, options.dice, options.edge_loss)
         # The sum is finite only if every process's part is: all of them stop, or none.
         self._require_finite(self.process.summed(loss.total.detach()), "loss")
         self.optimizer.zero_grad(set_to_none=True)
@@ -357,6 +416,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         return loss
 
     def _require_finite(self, value: Tensor, what: str) -> None:
@@ -374,7 +435,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """IoU of each class and their mean, over the pixels of all validation images together."""
-        self.network.eval()
+        network = self.graph(self.usable.eval())
         device, classes = self.process.device, self.config.classes
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         checksum = torch.zeros((), device=device)
@@ -384,7 +445,7 @@ class Trainer:
             image, labels = to_tensors(image, labels, height, width)
             x = normalise(image[None].to(device)).contiguous(memory_format=torch.channels_last)
             with self._autocast():
-                logits = self.network.logits(x)
+                logits = network.logits(x)
             checksum += logits.float().mean()
             confusion += multiclass_confusion_matrix(
                 logits.argmax(1),
@@ -399,6 +460,33 @@ class Trainer:
         present = [score for score in scores if not math.isnan(score)]
         named = {f"iou_{name}": score for name, score in zip(self.class_names, scores, strict=True)}
         return {"mean_iou": sum(present) / len(present), **named}
+
+
+def _itself(network: nn.Module) -> nn.Module:
+    return network
+
+
+def _average(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of `network` that soon forgets the initial weights."""
+
+    def move(average: Tensor, weights: Tensor, steps: int | Tensor) -> Tensor:
+        # The share that the past keeps grows with the steps, up to `decay`.
+        return torch.lerp(weights, average, min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return AveragedModel(network, avg_fn=move)
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    own = isinstance(network, DSSNet)
+    state = released_state(network) if own else network.state_dict()
+    return {key: value.detach().cpu() for key, value in state.items()}
+
+
+def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
+    if isinstance(network, DSSNet):
+        load_released(network, state)
+    else:
+        network.load_state_dict(state)
 
 
 def iou(confusion: Tensor) -> Tensor:
@@ -431,6 +519,8 @@ def train(
     out: Path,
     device: str = "auto",
     workers: int = 0,
+    graph: Callable[[nn.Module], nn.Module] | None = None,
+    make_network: Callable[[DSSNetConfig], nn.Module] = DSSNet,
 ) -> float:
     """Check the data, then train; see `Trainer`.
 
@@ -443,6 +533,8 @@ def train(
         out: The run's folder; made when missing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: Processes that cut crops; 0 cuts in this one.
+        graph: See `Trainer`.
+        make_network: See `Trainer`.
 
     Returns:
         The best mean IoU on the validation images.
@@ -467,5 +559,7 @@ def train(
             out,
             process,
             workers,
+            graph,
+            make_network,
         )
         return trainer.run()

@@ -43,7 +43,7 @@ def die() -> None:
 
 
 def die_in_epoch() -> None:
-    step = training.Trainer._step
+    step = training.Trainer.step
 
     def step_or_die(self, *batch):
         result = step(self, *batch)
@@ -51,7 +51,7 @@ def die_in_epoch() -> None:
             die()
         return result
 
-    training.Trainer._step = step_or_die
+    training.Trainer.step = step_or_die
 
 
 def die_while_saving(name: str, epoch: int, part: float):

@@ -272,6 +272,20 @@ def test_crops_depend_on_seed_epoch_and_index_alone(samples):
         assert len({place(*key) for key in keys}) > 1
 
 
+def test_sampling_by_area_cuts_as_many_as_fit(tmp_path):
+    sizes = [(16, 16), (32, 64), (64, 56), (128, 96)]
+    pairs = [make_pair(tmp_path, f"{n}", some_labels(*size)) for n, size in enumerate(sizes)]
+    samples = Samples(pairs, 3, INSTANCES)
+    assert samples.areas == [height * width for height, width in sizes]
+    assert len(Crops(samples, 32, seed=0)) == 4
+    crops = Crops(samples, 32, seed=0, sampling="area")
+    assert len(crops) == 1 + 2 + 4 + 12  # 3.5 squares of the third are rounded
+    drawn = [crops[index][0] for index in range(len(crops))]
+    assert all(image.shape == (3, 32, 32) for image in drawn)
+    # From one image, but elsewhere in it.
+    assert not torch.equal(drawn[-1], drawn[-2])
+
+
 @pytest.mark.parametrize("height", [24, 40])
 def test_small_images_are_extended(tmp_path, height):
     pair = make_pair(tmp_path, "small", some_labels(height, 24))
@@ -369,3 +383,16 @@ def test_colours_and_blur_change_images_only(coded, channels):
     changed = (out - images[:, :channels].float()).abs().amax(dim=(1, 2, 3))
     assert int((changed > 5).sum()) >= 5
     assert bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmentation_leaves_faint_nuclei_brighter_than_the_background(channels):
+    """Fluorescence: a background of 5, nuclei of 25. A constant taken from both would hide them."""
+    labels = torch.zeros(16, 32, 32, dtype=torch.int32)
+    labels[:, 8:24, 8:24] = 1
+    images = (5 + 20 * labels).to(torch.uint8).unsqueeze(1).expand(-1, channels, -1, -1)
+    torch.manual_seed(0)
+    for _ in range(4):
+        out, moved = Augmentation(channels)(images, labels)
+        for image, label in zip(out.mean(1), moved, strict=True):
+            assert image[label > 0].median() >= image[label == 0].median() + 8

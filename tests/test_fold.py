@@ -133,7 +133,9 @@ def test_nine_products_with_differences_as_factors(size):
 def test_direct_cell_values_equal_convolution_over_nearest(size):
     x, weight, bias, slope = random(2, 5, *size), random(4, 5, 3, 3), random(4), random(1)
     expected = F.conv2d(F.interpolate(x, scale_factor=4), weight, bias, padding=1)
-    values = fold.cell_values(x, fold.cell_kernels(weight), bias, slope.item())
+    values = fold.cell_values(
+        x, fold.cell_kernels(weight), bias, lambda y: F.leaky_relu(y, slope.item())
+    )
     assert_equal(fold.lay_out_cells(values).permute(0, 3, 1, 2), F.prelu(expected, slope))
 
 

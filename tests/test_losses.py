@@ -9,7 +9,13 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from dssnet_fast.python_ref.losses import IGNORE, dssnet_loss, edge_target, mean_ssim
+from dssnet_fast.python_ref.losses import (
+    IGNORE,
+    dssnet_loss,
+    edge_target,
+    mean_ssim,
+    soft_dice,
+)
 from dssnet_fast.python_ref.network import DSSNetOutput
 
 
@@ -162,3 +168,68 @@ def test_image_border_and_unknown_pixels_make_no_edge():
 def test_edge_target_rejects_odd_shapes(shape):
     with pytest.raises(ValueError, match=r"labels must have shape \[B, H, W\] with H and W even"):
         edge_target(torch.zeros(shape, dtype=torch.int32))
+
+
+def test_soft_dice_equals_numpy():
+    torch.manual_seed(1)
+    logits, classes = torch.randn(2, 3, 9, 7), torch.randint(0, 3, (2, 9, 7))
+    classes[0, :4] = IGNORE
+    values = np.exp(logits.double().numpy())
+    values = np.moveaxis(values / values.sum(1, keepdims=True), 1, -1)[classes.numpy() >= 0]
+    true = np.eye(3)[classes.numpy()[classes.numpy() >= 0]]
+    dice = [
+        (2 * (values[:, c] * true[:, c]).sum() + 1) / (values[:, c].sum() + true[:, c].sum() + 1)
+        for c in range(3)
+    ]
+    assert abs(float(soft_dice(logits, classes)) - (1 - np.mean(dice))) <= 1e-6
+
+
+def test_soft_dice_of_a_right_and_a_wrong_answer():
+    classes = torch.zeros(1, 64, 64, dtype=torch.long)
+    classes[:, :32] = 1
+    right = 100 * torch.nn.functional.one_hot(classes, 2).permute(0, 3, 1, 2).float()
+    assert float(soft_dice(right, classes)) <= 1e-6
+    assert float(soft_dice(right.flip(1), classes)) >= 0.999
+    assert float(soft_dice(right, torch.full_like(classes, IGNORE))) <= 1e-6
+
+
+def test_dice_is_added_to_the_segmentation_part(case):
+    output, image, classes, edges = case
+    plain, with_dice = (dssnet_loss(output, image, classes, edges, dice) for dice in (0.0, 0.5))
+    added = 0.5 * float(soft_dice(output.segmentation, classes))
+    assert added > 0.1
+    assert abs(float(with_dice.total - plain.total) - added) <= 1e-6
+    assert abs(float(with_dice.segmentation - plain.segmentation) - added) <= 1e-6
+
+
+def test_an_edge_loss_of_l2_is_the_mean_square(case):
+    output, image, classes, edges = case
+    classes[0, :4] = IGNORE
+    known = (classes.unflatten(1, (12, 2)).unflatten(3, (16, 2)) != IGNORE).any(2).any(3)
+    squares = ((output.edge - edges)[:, 0].double() ** 2)[known]
+    loss = dssnet_loss(output, image, classes, edges, edge_loss="l2")
+    assert abs(float(loss.edge) - float(squares.mean())) <= 1e-6
+    rest = loss.segmentation + 0.25 * loss.reconstruction
+    assert abs(float(loss.total - rest) - 0.4 * float(squares.mean())) <= 1e-6
+
+
+@pytest.mark.parametrize(("kind", "best"), [("l1", 0.0), ("l2", 0.25)])
+def test_the_best_answer_where_an_edge_is_unlikely(case, kind, best):
+    """One pixel in four is an edge, and nobody can tell which: l1 says none is."""
+    output, image, classes, _ = case
+    edges = torch.zeros(2, 1, 12, 16)
+    edges[..., ::2, ::2] = 1
+    answers = torch.linspace(0, 1, 21)
+    losses = [
+        float(
+            dssnet_loss(
+                output._replace(edge=torch.full_like(edges, float(answer))),
+                image,
+                classes,
+                edges,
+                edge_loss=kind,
+            ).edge
+        )
+        for answer in answers
+    ]
+    assert abs(float(answers[int(np.argmin(losses))]) - best) <= 1e-6

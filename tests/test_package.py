@@ -147,6 +147,14 @@ def test_rooms_for_slides_know_only_those_below(room, below):
                 assert name.startswith(allowed), f"{path} imports {name}"
 
 
+def test_nothing_imports_the_studies():
+    studies = ROOMS["dssnet_fast"] / "study"
+    for room in ROOMS.values():
+        for path in room.rglob("*.py"):
+            if studies not in path.parents:
+                assert not any("study" in name for name in imports(path)), path
+
+
 def test_modules_import_in_one_direction():
     """No cycles among the modules of dssnet_fast."""
     graph = {}

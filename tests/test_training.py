@@ -27,7 +27,7 @@ from dssnet_fast.python_ref import hardware, processes, training
 from dssnet_fast.python_ref.config import DSSNetConfig
 from dssnet_fast.python_ref.data import Labelling, Samples, find_pairs, split
 from dssnet_fast.python_ref.errors import InputError
-from dssnet_fast.python_ref.network import DSSNet
+from dssnet_fast.python_ref.network import DSSNet, DSSNetOutput
 from dssnet_fast.python_ref.released import load_released, released_state
 from dssnet_fast.python_ref.training import TrainingOptions
 
@@ -207,6 +207,28 @@ def test_same_seed_same_run(disk_folder, tmp_path):
     assert not same_tensors(weights["a"], weights["d"])
 
 
+def test_steps_end_the_run_within_an_epoch(disk_folder, tmp_path):
+    samples = Samples(find_pairs(disk_folder)[:6], 3, Labelling("instances", 2))
+    options = dataclasses.replace(OPTIONS, epochs=9, steps=5)  # of 3 steps each
+    trainer = training.Trainer(PLAIN, options, samples, samples, NAMES, tmp_path, CPU)
+    losses = {0: [], 1: []}
+    step = trainer.step
+
+    def noted(*batch):
+        loss = step(*batch)
+        losses[trainer.epoch].append(loss.total.item())
+        return loss
+
+    trainer.step = noted
+    trainer.run()
+    assert [len(some) for some in losses.values()] == [3, 2]
+    assert trainer.schedule.last_epoch == trainer.schedule.T_max == 5
+    assert trainer.schedule.get_last_lr()[0] <= 1e-9
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+    means = [np.mean(some) for some in losses.values()]
+    assert np.allclose([row["loss"] for row in rows(tmp_path)], means, rtol=1e-5)
+
+
 def test_workers_change_nothing(disk_folder, tmp_path):
     run(disk_folder, tmp_path / "here")
     run(disk_folder, tmp_path / "workers", workers=1)
@@ -239,6 +261,90 @@ def test_the_papers_recipe_is_the_default(disk_folder, tmp_path):
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 1e-3)
     assert trainer.schedule.T_max == 400 * 3
     assert trainer.schedule.eta_min == 0
+
+
+def test_the_average_is_what_is_saved_and_validated(disk_folder, tmp_path):
+    """The average, computed anew from the weights after every step."""
+    seen = []
+
+    class Watched(training.Trainer):
+        def _step(self, images, labels):
+            loss = super()._step(images, labels)
+            seen.append(released_state(self.network)["pre.con.bias"].double().clone())
+            return loss
+
+    parts = split(find_pairs(disk_folder), 0.3)
+    samples = [Samples(part, 3, Labelling("instances", 2)) for part in parts]
+    options = dataclasses.replace(OPTIONS, average=0.4)
+    best = Watched(PLAIN, options, *samples, NAMES, tmp_path, CPU).run()
+    average = seen[0]
+    for step, weights in enumerate(seen[1:], start=1):
+        keep = min(0.4, (1 + step) / (10 + step))
+        average = keep * average + (1 - keep) * weights
+    saved = checkpoint(tmp_path / "last.pt")
+    assert saved["averaged"] == len(seen) > 2
+    assert torch.allclose(saved["model"]["pre.con.bias"].double(), average, rtol=1e-5, atol=1e-8)
+    assert torch.equal(saved["trained"]["pre.con.bias"].double(), seen[-1])
+    network = DSSNet(PLAIN)
+    load_released(network, checkpoint(tmp_path / "best.pt")["model"])
+    probe = training.Trainer(PLAIN, OPTIONS, *samples, NAMES, tmp_path / "probe", CPU)
+    probe.network = network
+    assert probe._validate()["mean_iou"] == best
+
+
+def test_a_run_with_an_average_resumes(disk_folder, tmp_path):
+    run(disk_folder, tmp_path / "whole", epochs=3, average=0.9)
+    parts = split(find_pairs(disk_folder), 0.3)
+    samples = [Samples(part, 3, Labelling("instances", 2)) for part in parts]
+    options = dataclasses.replace(OPTIONS, epochs=3, average=0.9)
+
+    def trainer():
+        return training.Trainer(PLAIN, options, *samples, NAMES, tmp_path / "parts", CPU)
+
+    first = trainer()
+    first.history.append(first._one_epoch())
+    first._save(improved=True)
+    trainer().run()
+    whole, parts = (checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert same_tensors(whole["model"], parts["model"])
+    assert same_tensors(whole["trained"], parts["trained"])
+    assert whole["averaged"] == parts["averaged"]
+
+
+def test_an_epoch_by_area_has_more_steps(disk_folder, tmp_path):
+    samples = Samples(find_pairs(disk_folder), 3, Labelling("instances", 2))
+    steps = {}
+    for sampling in ("images", "area"):
+        options = dataclasses.replace(OPTIONS, crop=16, sampling=sampling)
+        out = tmp_path / sampling
+        trainer = training.Trainer(PLAIN, options, samples, samples, NAMES, out, CPU)
+        steps[sampling] = len(trainer.loader)
+        assert trainer.schedule.T_max == 2 * len(trainer.loader)
+    assert steps["area"] >= 2 * steps["images"]
+
+
+def test_another_network_is_trained_and_resumed(disk_folder, tmp_path):
+    class Small(torch.nn.Module):
+        def __init__(self, config: DSSNetConfig) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(config.in_channels, config.classes, 3, padding=1)
+
+        def logits(self, image):
+            return self.layer(image)
+
+        def forward(self, image):
+            return DSSNetOutput(self.logits(image), None, None)
+
+    parts = split(find_pairs(disk_folder), 0.3)
+    for epochs in (2, 2):
+        options = dataclasses.replace(OPTIONS, epochs=epochs, average=0.5)
+        best = training.train(
+            PLAIN, options, *parts, NAMES, tmp_path, device="cpu", make_network=Small
+        )
+    assert best > 0
+    assert set(checkpoint(tmp_path / "best.pt")["model"]) == {"layer.weight", "layer.bias"}
+    with pytest.raises(InputError, match="network was 'Small', now 'DSSNet'"):
+        training.train(PLAIN, options, *parts, NAMES, tmp_path, device="cpu")
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -420,6 +526,7 @@ def test_a_spoilt_last_step_leaves_the_checkpoint(disk_folder, tmp_path, monkeyp
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs and batch must be at least 1"),
+        ({"steps": -1}, "steps must be 0 or more, got -1"),
         ({"crop": 36}, "crop must be a multiple of 8"),
         ({"crop": 8}, "crop must be a multiple of 8 from 16 on"),
         ({"clip_norm": -1.0}, "clip norm must be 0 or more"),

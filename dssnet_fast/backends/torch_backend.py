@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,8 +115,9 @@ class EdgeStage:
         joined = torch.cat([shallow, deep], dim=-1).permute(0, 3, 1, 2)
         mixed = self._activate("fuse.mix", self._conv("fuse.mix", joined))
         if self.config.upsampling == "nearest":
-            bias, slope = self._weights["fuse.smooth.bias"], self._slopes["fuse.smooth"]
-            values = fold.cell_values(mixed, self._cell_kernels, bias, slope)
+            bias = self._weights["fuse.smooth.bias"]
+            activate = partial(self._activate, "fuse.smooth")
+            values = fold.cell_values(mixed, self._cell_kernels, bias, activate)
             return fold.lay_out_cells(values).permute(0, 3, 1, 2)
         shuffled = F.pixel_shuffle(mixed, fold.CELL)
         return self._activate("fuse.smooth", self._conv("fuse.smooth", shuffled))

@@ -37,7 +37,7 @@ void read(const char* path, Given& given) {
     Sizes& sizes = given.operands.sizes;
     size_t blocks, slopes, convolutions;
     file >> sizes.in_channels >> sizes.classes >> sizes.width >> sizes.features >> sizes.fused >> sizes.y >> sizes.narrow >>
-        sizes.learned_upsampling >> blocks >> slopes >> convolutions;
+        sizes.learned_upsampling >> sizes.edges >> blocks >> slopes >> convolutions;
     for (size_t block = 0; block < blocks; ++block) {
         size_t layers;
         file >> layers;
@@ -122,8 +122,20 @@ class Images {
         check(probabilities, "the probability");
     }
 
-    // Parts of the answer and their decisions, from all corners of the image to its middle.
-    void cores(const Floats& whole, int threads) const {
+    // The edge map alone, or beside labels.
+    Floats edges(int threads, bool alone) const {
+        Run run = of_image(true);
+        Floats edges(pixels() / 4);
+        std::vector<uint8_t> labels(pixels());
+        run.wants_edges = true, run.edges = edges.data();
+        run.wants_answer = !alone, run.labels = labels.data();
+        network_.run(run, threads);
+        check(edges, "the edge map");
+        return edges;
+    }
+
+    // Parts of the answer, their decisions and edges, from all corners of the image to its middle.
+    void cores(const Floats& whole, const Floats& whole_edges, int threads) const {
         const int height = run_.height / PHASES, width = run_.width / PHASES;
         const Range rows[] = {{0, height}, {0, 1}, {height - 1, height}, {height / 2, height / 2 + 1}};
         const Range columns[] = {{0, width}, {0, 1}, {width - 1, width}, {width / 2, width / 2 + 1}};
@@ -151,6 +163,21 @@ class Images {
                 run.kind = AnswerKind::decision, run.labels = labels.data(), run.values = probabilities.data();
                 network_.run(run, threads);
                 check(probabilities, "the decision");
+                if (!sizes_.edges) continue;
+                const Floats without = probabilities;
+                Floats edges(pixels / 4);
+                run.wants_edges = true, run.edges = edges.data();
+                network_.run(run, threads);
+                if (probabilities != without) fail("edges change the decision");
+                found = edges.data();
+                for (int image = 0; image < run_.batch; ++image) {
+                    for (int row = of_rows.first * PHASES / 2; row < of_rows.last * PHASES / 2; ++row) {
+                        const size_t at = (size_t(image) * run_.height / 2 + row) * run_.width / 2;
+                        const float* wanted = whole_edges.data() + at + of_columns.first * PHASES / 2;
+                        if (!std::equal(found, found + line / 2, wanted)) fail("a core's edges differ from the whole's");
+                        found += line / 2;
+                    }
+                }
             }
         }
     }
@@ -158,7 +185,7 @@ class Images {
     Floats by_stages(int threads) const {
         const size_t cells = pixels() / 64;
         Floats x0(cells * sizes_.width), shallow(cells * sizes_.features), deep(shallow.size()), y(cells * 16 * sizes_.y);
-        Floats logits(pixels() * sizes_.classes);
+        Floats logits(pixels() * sizes_.classes), edges(pixels() / 4);
         Run run = of_image(false);
         run.stage = Stage::downsample, run.x0 = x0.data();
         network_.run(run, threads);
@@ -168,6 +195,12 @@ class Images {
         run = empty(Stage::fuse);
         run.shallow_in = shallow.data(), run.deep_in = deep.data(), run.y = y.data();
         network_.run(run, threads);
+        if (sizes_.edges) {
+            run = empty(Stage::edges);
+            run.shallow_in = shallow.data(), run.deep_in = deep.data(), run.edges = edges.data();
+            network_.run(run, threads);
+            check(edges, "edges by stages");
+        }
         run = empty(Stage::segment);
         run.y_in = y.data(), run.kind = AnswerKind::logits, run.values = logits.data();
         network_.run(run, threads);
@@ -211,7 +244,12 @@ void exercise(const Kernels& kernels, Operands operands, bool winograd, bool lar
         for (int threads : {2, 3}) {
             expect_equal(alone, images.whole(threads), "threads change the answer");
         }
-        if (batch > 0) images.cores(alone, 2);
+        Floats edges;
+        if (network.sizes().edges) {
+            edges = images.edges(1, false);
+            for (int threads : {1, 2, 3}) expect_equal(edges, images.edges(threads, threads != 3), "edges differ");
+        }
+        if (batch > 0) images.cores(alone, edges, 2);
         images.whole(2, false);
         images.other_kinds(2);
         const Floats stages = images.by_stages(2);

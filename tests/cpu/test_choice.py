@@ -153,7 +153,7 @@ def test_the_extension_refuses_what_it_has_not():
                 sizes={
                     **dict.fromkeys(("in_channels", "classes", "width", "features"), 3),
                     **dict.fromkeys(("fused", "y", "narrow"), 3),
-                    "learned_upsampling": False,
+                    **dict.fromkeys(("learned_upsampling", "edges"), False),
                 },
                 convolutions={},
                 blocks=[],

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("extension", "reproducible")
 # Sums of bytes are exact, and what becomes of them is computed in float32: 1e-7 from the oracle.
 # Now and then a value lies so close to the middle between two steps that it is rounded to the other
 # one, which every layer after it sees. These are shares of what int8 itself does to an answer; the
-# worst seen of the first was 0.05, of the second 1.04. Edges lose little to int8, some 0.1 %, so that
-# bfloat16 after their first convolution counts for more: of the third it was 1.29.
+# worst seen of the first was 0.05, of the second 1.04. Edges lose little to int8, some 0.1 %, so
+# bfloat16 after their first convolution counts for more: the worst seen of the third was 1.29.
 FLIPS, LOW, LOW_EDGES = 0.2, 1.1, 1.5
 # What is not int8, the FFM's first convolution for one, is in bfloat16 where that is fast.
 BF16 = [name for name, one in INSTRUCTION_SETS.items() if one["fast_bf16"]]

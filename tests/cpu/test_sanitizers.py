@@ -104,7 +104,8 @@ def write_operands(path: Path, name: str, precision: str, exact: Sequence[str] =
             file.write((" ".join(map(str, words)) + "\n").encode())
 
         order = ("in_channels", "classes", "width", "features", "fused", "y", "narrow")
-        write(*(found.sizes[key] for key in order), int(found.sizes["learned_upsampling"]))
+        flags = (int(found.sizes[key]) for key in ("learned_upsampling", "edges"))
+        write(*(found.sizes[key] for key in order), *flags)
         write(len(found.blocks), len(found.slopes), len(found.convolutions))
         for block in found.blocks:
             write(len(block))
