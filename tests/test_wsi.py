@@ -19,10 +19,12 @@ import pytest
 import shapely
 import shapely.affinity
 import tifffile
+import torch
 
-from dssnet_fast import FastDSSNet
+from dssnet_fast import DSSNetConfig, FastDSSNet, weights
 from dssnet_fast.nuclei import find_nuclei
 from dssnet_fast.python_ref.errors import InputError
+from dssnet_fast.python_ref.network import DSSNet
 from dssnet_fast.separate import choose
 from dssnet_fast.slides.slide import open_slide
 from dssnet_fast.tiling import Box
@@ -202,6 +204,70 @@ def test_what_is_done_is_not_done_again_unless_something_changed(slide, tmp_path
     assert results(tmp_path) != made
     (tmp_path / "cells.parquet").unlink()
     assert statuses("--min-area", "9")["done"] == 1
+
+
+def test_how_nuclei_are_told_apart_is_asked_for_and_recorded(slide, net, tmp_path, capsys):
+    arguments = [str(slide), "--out", str(tmp_path), *SCALE, *TILES, "--quiet"]
+    counts = {}
+    for how in ((), ("--separate", "no"), ("--interior-probability", "0.5,0.9")):
+        assert main([*arguments, *how]) == 0
+        summary = json.loads((tmp_path / "cells.json").read_text())
+        expected = choose(
+            "no" if "no" in how else "auto",
+            net.has_edges,
+            (0.5, 0.9) if "0.5,0.9" in how else None,
+        ).to_dict()
+        assert summary["provenance"]["separation"] == expected
+        collection = json.loads(gzip.decompress((tmp_path / "cells.geojson.gz").read_bytes()))
+        assert collection["dssnet_fast"]["separation"] == expected
+        metadata = pq.read_metadata(tmp_path / "cells.parquet").metadata[b"dssnet_fast"]
+        assert json.loads(metadata)["separation"] == expected
+        counts[how] = summary["nuclei"]
+    assert len(set(counts.values())) == 3
+    # From Python, the same.
+    again = net.segment_slide(
+        slide, tmp_path / "python", model_mpp=0.5, tile=(512, 512), separate="no"
+    )
+    assert again["nuclei"] == counts["--separate", "no"]
+    with pytest.raises(InputError, match="separate must be one of"):
+        net.segment_slide(slide, tmp_path / "python", separate="yes")
+
+
+def test_a_slides_nuclei_are_told_apart_by_edges_as_in_one_piece(slide, tmp_path, capsys):
+    """A network of random weights, whose edges are anywhere, and half of all px in nuclei."""
+    torch.manual_seed(3)
+    config = DSSNetConfig(width=9, features=8, blocks=2, super_resolution=False)
+    reference = DSSNet(config)
+    opened = open_slide(slide)
+    image = opened.read(0, Box(0, 0, HEIGHT, WIDTH))
+    logits = FastDSSNet.from_reference(reference, device="cpu").predict(image, "logits")
+    with torch.no_grad():
+        reference.segmentation.outer.bias[0] += float(np.median(logits[..., 1] - logits[..., 0]))
+    net = FastDSSNet.from_reference(reference, device="cpu")
+    labels, probability, edges = net.decide(image, edges=True)
+    interior = (probability * (1 - edges.clip(0, 1)))[labels > 0]
+    levels = tuple(float(level) for level in np.quantile(interior, [0.4, 0.7]))
+    weights.save(net.folded_weights(), tmp_path / "edges.safetensors")
+    options = (
+        *("--model", tmp_path / "edges.safetensors", *SCALE, "--no-skip", "--separate", "edges"),
+        *("--interior-probability", ",".join(map(str, levels))),
+    )
+    expected, nuclei = in_one_piece(image, net, choose("edges", True, levels))
+    for tile in ("256", "512,768"):
+        out = tmp_path / tile
+        assert run(slide, "--out", out, *options, "--tile", tile) == 0
+        np.testing.assert_array_equal(read_map(out / "cells_labels.ome.tif"), expected)
+        ids = read_map(out / "cells_nuclei.ome.tif")
+        pairs = np.unique(np.stack([ids.ravel(), nuclei.instances.ravel()]), axis=1)
+        assert pairs.shape[1] == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
+        assert len(nuclei) == ids.max() > 100
+        summary = json.loads((out / "cells.json").read_text())
+        assert summary["provenance"]["exact"]
+        assert summary["provenance"]["context_px"] >= config.edge_context_px
+    # Without an edge head there are none to go by.
+    weights.save(net.folded_weights().without_edges(), tmp_path / "none.safetensors")
+    assert run(slide, "--out", out, *options, "--model", tmp_path / "none.safetensors") == 1
+    assert error_of(capsys).startswith("dssnet_fast.wsi: error: separate: these weights have no")
 
 
 # Kills itself at the n-th moment at which something is written or renamed.
@@ -530,6 +596,7 @@ def test_a_slide_that_does_not_say_its_scale(tmp_path, capsys):
         (["--context", "-8"], "context"),
         (["--min-area", "-1"], "min_area"),
         (["--backend", "abacus"], "unknown"),
+        (["--interior-probability", "0.5", "--separate", "edges"], "no edge head"),
     ],
 )
 def test_wrong_options_are_one_line(slide, tmp_path, capsys, arguments, message):
