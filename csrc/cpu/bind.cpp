@@ -108,6 +108,10 @@ Run run_of(int batch, int height, int width, const Core& core) {
     return run;
 }
 
+void check_edges(const Network& network, const Run& run) {
+    if (run.makes_edges() && !network.sizes().edges) throw py::value_error("the network has no edge head");
+}
+
 void run_network(const Network& network, const std::string& stage, int batch, int height, int width,
                  const std::map<std::string, uintptr_t>& addresses, const std::string& output, int threads,
                  const Core& core) {
@@ -115,7 +119,7 @@ void run_network(const Network& network, const std::string& stage, int batch, in
     run.stage = stage_of(stage);
     run.wants_answer = !output.empty(), run.wants_edges = addresses.count("edges") > 0;
     if (run.wants_answer) run.kind = kind_of(output);
-    if (run.makes_edges() && !network.sizes().edges) throw py::value_error("the network has no edge head");
+    check_edges(network, run);
     if (core && run.stage != Stage::all) throw py::value_error("a core is for all stages together");
     const auto take = [&](const char* name, auto& pointer) {
         const auto found = addresses.find(name);
@@ -199,6 +203,7 @@ void bind_cpu(py::module_& m) {
             [](const Network& network, int height, int width, int threads, const Core& core, bool edges) {
                 Run run = run_of(0, height, width, core);
                 run.wants_edges = edges;
+                check_edges(network, run);
                 return network.workspace_bytes(run, threads);
             },
             py::arg("height"), py::arg("width"), py::arg("threads"), py::arg("core") = py::none(), py::arg("edges") = false);

@@ -67,6 +67,9 @@ def python(program: str) -> str:
         (lambda b, i: b.extract(torch.ones(1, 2, 2, 30).half()), TypeError, "be torch.float32"),
         (lambda b, i: b.extract(torch.ones(2, 2, 30)), ValueError, "extract: a map must"),
         (lambda b, i: b.fuse(torch.ones(1, 2, 2, 42), i), ValueError, "must have one shape"),
+        (lambda b, i: b.edges(torch.ones(1, 2, 2, 42), i), ValueError, "edges: .* one shape"),
+        (lambda b, i: b.edges(i.float(), i.float()), ValueError, "shallow must have 42 channels"),
+        (lambda b, i: b.decide(i, Box(0, 0, 8, 12), True), ValueError, "edges that are multiples"),
         (lambda b, i: b.segment(torch.ones(2, 2, 32), "labels"), ValueError, "segment: a map must"),
         (lambda b, i: b.segment(torch.ones(1, 4, 6, 32), "labels"), ValueError, "multiples of 4"),
         (
@@ -84,6 +87,25 @@ def python(program: str) -> str:
 def test_what_is_wrong_is_said(call, error, message):
     with pytest.raises(error, match=message):
         call(backend(calibrated("paper")), image_of("paper", 1, 16, 24))
+
+
+def test_edges_of_a_network_without_them_are_refused():
+    plain = backend(calibrated("bottleneck"))
+    image = image_of("bottleneck", 1, 16, 24)
+    for call in (
+        lambda: plain.infer_edges(image),
+        lambda: plain.decide(image, Box(0, 0, 16, 24), edges=True),
+        lambda: plain.edges(*plain.extract(plain.downsample(image))),
+    ):
+        with pytest.raises(ValueError, match="the network has no edge head"):
+            call()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_edges_take_some_more_memory(mode):
+    engine = backend(calibrated("paper"), mode)
+    labels = engine.workspace_bytes(512, 512)
+    assert labels < engine.workspace_bytes(512, 512, edges=True) < 1.5 * labels
 
 
 def awkward(x: torch.Tensor) -> list[torch.Tensor]:
@@ -117,6 +139,8 @@ def test_tensors_may_lie_anywhere_and_are_left_as_they_are(mode):
         (lambda x: torch.stack(engine.extract(x)), x0),
         (lambda x: engine.fuse(x, deep), shallow),
         (lambda x: engine.fuse(shallow, x), deep),
+        (lambda x: engine.edges(shallow, x), deep),
+        (engine.infer_edges, image),
         (lambda x: engine.segment(x, "probabilities"), y),
     ]
     for call, given in calls:
