@@ -268,8 +268,8 @@ def test_the_average_is_what_is_saved_and_validated(disk_folder, tmp_path):
     seen = []
 
     class Watched(training.Trainer):
-        def _step(self, images, labels):
-            loss = super()._step(images, labels)
+        def step(self, images, labels):
+            loss = super().step(images, labels)
             seen.append(released_state(self.network)["pre.con.bias"].double().clone())
             return loss
 
