@@ -41,7 +41,7 @@ _PX_AT_ONCE = 1 << 22
 METHODS = ("auto", "edges", "probability", "no")
 
 # What was best on the training images of the packaged model, see docs/accuracy.md.
-INTERIOR_PROBABILITY = {"edges": (0.8, 0.95), "probability": (0.8, 0.95), "no": ()}
+INTERIOR_PROBABILITY = {"edges": (0.3, 0.5, 0.7, 0.9), "probability": (0.8, 0.95), "no": ()}
 
 _MOST_LEVELS = 8
 _NONE = np.iinfo(np.int64).max  # no seed; larger than any seed's number

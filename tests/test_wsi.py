@@ -243,14 +243,15 @@ def test_a_slides_nuclei_are_told_apart_by_edges_as_in_one_piece(slide, tmp_path
     logits = FastDSSNet.from_reference(reference, device="cpu").predict(image, "logits")
     with torch.no_grad():
         reference.segmentation.outer.bias[0] += float(np.median(logits[..., 1] - logits[..., 0]))
-    net = FastDSSNet.from_reference(reference, device="cpu")
+    # In fp32 last digits depend on how rows are grouped, and here thousands of px are undecided.
+    net = FastDSSNet.from_reference(reference, device="cpu", backend="cpu", precision="bf16")
     labels, probability, edges = net.decide(image, edges=True)
     interior = (probability * (1 - edges.clip(0, 1)))[labels > 0]
     levels = tuple(float(level) for level in np.quantile(interior, [0.4, 0.7]))
     weights.save(net.folded_weights(), tmp_path / "edges.safetensors")
     options = (
         *("--model", tmp_path / "edges.safetensors", *SCALE, "--no-skip", "--separate", "edges"),
-        *("--interior-probability", ",".join(map(str, levels))),
+        *("--interior-probability", ",".join(map(str, levels)), "--precision", "bf16"),
     )
     expected, nuclei = in_one_piece(image, net, choose("edges", True, levels))
     for tile in ("256", "512,768"):
