@@ -28,7 +28,9 @@ class Fuse {
     int rows_early() const { return by_columns() ? 3 : 0; }
 
     // Rows of the edge head's first convolution that are made together.
-    int edge_rows_together() const { return sizes_.edges && edge_.front().form() == Convolution::Form::winograd ? PIXELS : 1; }
+    int edge_rows_together() const {
+        return sizes_.edges && edge_.front().form() == Convolution::Form::winograd ? PIXELS : 1;
+    }
 
     // Which rows are computed for rows of y that are made in such groups, and for rows of the edge head's first
     // convolution; either may be none. Columns are the same for all maps at 1/2 resolution: where only those pixels of a
