@@ -346,9 +346,9 @@ def test_levels_count_the_thresholds_that_are_reached():
     assert by.levels(labels, probability).tolist() == [[0, 0, 1, 1, 2]]
     assert (by.top, by.needs_edges) == (2, False)
     # An edge head's answer may lie beside 0 and 1.
-    edges = np.array([[0, 0, -0.1, 0.1, 1.2]], np.float32)
-    by = Separation("edges", (0.5, 0.8))
-    assert by.levels(labels, probability, edges).tolist() == [[0, 1, 2, 2, 0]]
+    edges = np.array([[0, 0, -0.2, 0.1, 1.2]], np.float32)
+    by = Separation("edges", (0.5, 0.81))
+    assert by.levels(labels, probability, edges).tolist() == [[0, 1, 1, 2, 0]]
     assert by.needs_edges
     assert not Separation("no", ()).levels(labels, probability).any()
 

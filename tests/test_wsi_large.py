@@ -19,6 +19,7 @@ import tifffile
 from dssnet_fast import FastDSSNet
 from dssnet_fast.backends.cpu import engine
 from dssnet_fast.nuclei import find_nuclei
+from dssnet_fast.separate import choose
 from dssnet_fast.slides.slide import open_slide
 from dssnet_fast.tiling import Box, plan
 from dssnet_fast.wsi import store
@@ -105,9 +106,14 @@ def exact(path, out):
     net = FastDSSNet.pretrained(device="cpu")
     slide = open_slide(path)
     size = slide.levels[0]
-    labels, probability = net.decide(slide.read(0, Box(0, 0, size.height, size.width)))
+    separation = choose("auto", net.has_edges)
+    image = slide.read(0, Box(0, 0, size.height, size.width))
+    answers = net.decide(image, edges=separation.needs_edges)
+    labels, probability = answers[:2]
     mpp = json.loads((out / f"{name}.json").read_text())["analysis_mpp"]
-    nuclei = find_nuclei(labels, probability, min_area=int(np.ceil(4 / mpp**2)))
+    min_area = int(np.ceil(4 / mpp**2))
+    nuclei = find_nuclei(labels, probability, min_area, separation.levels(*answers))
+    assert len(nuclei) > len(find_nuclei(labels, probability, min_area))
     with tifffile.TiffFile(out / f"{name}_labels.ome.tif") as file:
         np.testing.assert_array_equal(file.series[0].asarray(level=0), labels)
     with tifffile.TiffFile(out / f"{name}_nuclei.ome.tif") as file:
@@ -140,13 +146,16 @@ def test_a_real_slide_is_that_of_one_piece(tmp_path, monkeypatch):
 
 def test_a_million_nuclei_in_bounded_memory_and_linear_time(tmp_path):
     """Stored tiles, the same one in many places, joined and written by a process of its own."""
-    labels = np.zeros((2048, 2048), np.uint8)
+    labels, levels = np.zeros((2, 2048, 2048), np.uint8)
     rows, columns = np.mgrid[-7:8, -7:8]
-    disk = rows**2 + columns**2 <= 40
+    distance = rows**2 + columns**2
+    # Every second one is moved so far that it touches the one before.
     for row in range(0, 2048, 16):
-        for column in range(0, 2048, 16):
-            spot = labels[max(row - 7, 0) : row + 8, max(column - 7, 0) : column + 8]
-            spot |= disk[-spot.shape[0] :, -spot.shape[1] :].astype(np.uint8)
+        for column in [*range(0, 2048, 32), *range(12, 2048, 32)]:
+            place = np.s_[max(row - 7, 0) : row + 8, max(column - 7, 0) : column + 8]
+            for spot, radius_2 in ((labels[place], 40), (levels[place], 12)):
+                disk = (distance <= radius_2).astype(np.uint8)
+                spot |= disk[-spot.shape[0] :, -spot.shape[1] :]
     figures = []
     for tiles in (32, 64):
         folder = tmp_path / str(tiles)
@@ -160,6 +169,8 @@ def test_a_million_nuclei_in_bounded_memory_and_linear_time(tmp_path):
             found = find_tile_nuclei(
                 labels,
                 np.ones(labels.shape, np.float32),
+                levels,
+                1,
                 pixels,
                 OpticalDensity((240, 240, 240)),
                 core,
