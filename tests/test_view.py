@@ -831,6 +831,8 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "dssnet_fast.view", str(folder), "--port", "0", "--no-browser"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background are started with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     line = process.stdout.readline()
     port = int(line.split("127.0.0.1:")[1].split("/")[0])
