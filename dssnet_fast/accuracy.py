@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dssnet_fast.image_kinds import image_kind
+from dssnet_fast.image_kinds import KINDS, image_kind
 from dssnet_fast.metrics import (
     THRESHOLDS,
     InstanceCounts,
@@ -213,6 +213,19 @@ def evaluate(
             image_kind(image),
             tuple(compare(truth, a, answers[0], labelling.classes) for a in answers),
         )
+
+
+def total(images: Iterable[ImageCounts], index: int = 0) -> Counts:
+    """What one of the networks, by default the first, got right in one image or more."""
+    first, *rest = (image.counts[index] for image in images)
+    return sum(rest, first)
+
+
+def by_kind(images: Iterable[ImageCounts]) -> dict[str, list[ImageCounts]]:
+    """Images by those of `image_kinds.KINDS` that occur among them, in its order."""
+    images = list(images)
+    found = {kind: [image for image in images if image.kind == kind] for kind in KINDS}
+    return {kind: some for kind, some in found.items() if some}
 
 
 def worst(images: Sequence[ImageCounts], count: int) -> list[ImageCounts]:

@@ -34,14 +34,10 @@ def stem_terms(stem: Tensor, stem_bias: Tensor, strided: Tensor, bias: Tensor) -
         Weights [O, I, 5, 5] and bias [O] for all pixels, the top row (only row 2 is not zero), the
         left column (only column 2), and the corner between them (only their crossing).
     """
-    none = bias.new_zeros(bias.shape)
-    terms = [fold.compose(stem, stem_bias, strided, bias)]
-    for row, column, sign in ((2, None, -1), (None, 2, -1), (2, 2, 1)):
-        near = only(stem, row, column)
-        far = only(strided, _opposite(row), _opposite(column))
-        weight, constant = fold.compose(near, stem_bias, far, none)
-        terms.append((sign * weight, sign * constant))
-    return terms
+    return [
+        fold.compose(stem, stem_bias, strided, bias),
+        *(_excess(stem, stem_bias, strided, *side) for side in ((0, None), (None, 0), (0, 0))),
+    ]
 
 
 def tail_terms(inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Tensor) -> list[Term]:
@@ -64,26 +60,15 @@ def tail_terms(inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Ten
         split = fold.subpixel(kernel, 2).unflatten(0, (-1, 2, 2)).movedim(0, 2)
         return split, bias.expand(2, 2, -1)
 
-    none = outer_bias.new_zeros(outer_bias.shape)
     terms = [sub_pixels(*fold.compose(inner, inner_bias, outer, outer_bias))]
-    # Row or column -1 of the inner convolution, seen by row or column 0 of the outer one's kernel,
-    # comes from its own last row or column over the outermost pixels; and so on around the image.
-    # The two that meet in a corner both count it.
     for row, column in SIDES + CORNERS:
-        # 0 and 1, the first and the last row or column of sub-pixels, are seen at taps 0 and 2.
-        row_tap, column_tap = _tap(row), _tap(column)
-        excess = fold.compose(
-            only(inner, _opposite(row_tap), _opposite(column_tap)),
-            inner_bias,
-            only(outer, row_tap, column_tap),
-            none,
-        )
-        split, bias = sub_pixels(*excess)
-        sign = split.new_zeros(2, 2)
-        sign[_place(row), _place(column)] = -1 if None in (row, column) else 1
+        split, bias = sub_pixels(*_excess(inner, inner_bias, outer, row, column))
+        # Of the sub-pixels those at the border.
+        there = split.new_zeros(2, 2)
+        there[_place(row), _place(column)] = 1
         # A side depends on three pixels along it, a corner on one.
         taps = split[..., _centre(row), _centre(column)]
-        terms.append((taps * sign.view(2, 2, 1, 1, 1, 1), bias * sign.view(2, 2, 1)))
+        terms.append((taps * there.view(2, 2, 1, 1, 1, 1), bias * there.view(2, 2, 1)))
     return terms
 
 
@@ -103,19 +88,42 @@ def composed_terms(
         and right, with 1x5 or 5x1 taps along that side; then for those in the corners top left, top
         right, bottom left and bottom right, 1x1.
     """
-    none = outer_bias.new_zeros(outer_bias.shape)
     terms = [fold.compose(inner, inner_bias, outer, outer_bias)]
     for row, column in SIDES + CORNERS:
-        row_tap, column_tap = _tap(row), _tap(column)
-        weight, bias = fold.compose(
-            only(inner, _opposite(row_tap), _opposite(column_tap)),
-            inner_bias,
-            only(outer, row_tap, column_tap),
-            none,
-        )
-        sign = -1 if None in (row, column) else 1
-        terms.append((sign * weight[..., _middle(row), _middle(column)], sign * bias))
+        weight, bias = _excess(inner, inner_bias, outer, row, column)
+        terms.append((weight[..., _middle(row), _middle(column)], bias))
     return terms
+
+
+def _excess(
+    first: Tensor, first_bias: Tensor, second: Tensor, row: int | None, column: int | None
+) -> Term:
+    """What `fold.compose` of two 3x3 convolutions counts too much at a side, to be added up.
+
+    Row or column -1 of the first convolution, seen by row or column 0 of the second one's kernel,
+    comes from its own last row or column over the outermost pixels; and so on around the image. The
+    two sides that meet in a corner both count it, so a corner's term gives it back.
+
+    Args:
+        first: [M, I, 3, 3].
+        first_bias: [M].
+        second: [O, M, 3, 3].
+        row: One of `SIDES` or `CORNERS`.
+        column: Likewise.
+
+    Returns:
+        Weights [O, I, 5, 5] and bias [O], their sign included.
+    """
+    # 0 and 1, the first and the last row or column, are seen at taps 0 and 2.
+    row_tap, column_tap = _tap(row), _tap(column)
+    weight, bias = fold.compose(
+        only(first, _opposite(row_tap), _opposite(column_tap)),
+        first_bias,
+        only(second, row_tap, column_tap),
+        first_bias.new_zeros(len(second)),
+    )
+    sign = -1 if None in (row, column) else 1
+    return sign * weight, sign * bias
 
 
 def only(weight: Tensor, row: int | None = None, column: int | None = None) -> Tensor:

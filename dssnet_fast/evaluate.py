@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from dssnet_fast.loading import (
 from dssnet_fast.python_ref.errors import InputError
 
 if TYPE_CHECKING:
-    from dssnet_fast.accuracy import Contender, Counts, ImageCounts
+    from dssnet_fast.accuracy import Contender, ImageCounts
     from dssnet_fast.model import FastDSSNet
 
 
@@ -196,21 +196,16 @@ def _with(arguments: argparse.Namespace, name: str) -> argparse.Namespace:
     )
 
 
-def _total(images: Iterable[ImageCounts], index: int) -> Counts:
-    first, *rest = (image.counts[index] for image in images)
-    return sum(rest, first)
-
-
 def _summary(
     arguments: argparse.Namespace,
     contenders: Sequence[Contender],
     images: Sequence[ImageCounts],
     worst: Sequence[ImageCounts],
 ) -> dict:
-    from dssnet_fast.image_kinds import KINDS
+    from dssnet_fast.accuracy import by_kind, total
 
     names = contenders[0].net.class_names
-    by_kind = {kind: [image for image in images if image.kind == kind] for kind in KINDS}
+    kinds = by_kind(images)
     return {
         "data": str(arguments.data),
         "split": arguments.split,
@@ -225,12 +220,8 @@ def _summary(
                 "device": str(contender.net.device),
                 "precision": str(contender.net.precision),
                 "separation": contender.separation.to_dict(),
-                "scores": _total(images, index).scores(names),
-                "kinds": {
-                    kind: _total(some, index).scores(names)
-                    for kind, some in by_kind.items()
-                    if some
-                },
+                "scores": total(images, index).scores(names),
+                "kinds": {k: total(some, index).scores(names) for k, some in kinds.items()},
             }
             for index, contender in enumerate(contenders)
         ],

@@ -17,6 +17,10 @@ from dssnet_fast.python_ref.config import (
 )
 from dssnet_fast.python_ref.errors import InputError
 
+# Of `TrainingOptions` what `add_recipe_options` asks for.
+RECIPE = ("batch", "crop", "optimizer", "learning_rate", "clip_norm", "augment", "sampling")
+RECIPE += ("average", "dice", "edge_loss", "precision")
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
@@ -96,9 +100,8 @@ def add_architecture_options(parser: argparse.ArgumentParser) -> argparse._Argum
 
 
 def recipe(arguments: argparse.Namespace) -> dict[str, object]:
-    """Of `TrainingOptions` what `add_recipe_options` asks for."""
-    names = ("batch", "crop", "optimizer", "learning_rate", "clip_norm", "augment", "sampling")
-    values = {name: getattr(arguments, name) for name in (*names, "average", "dice", "edge_loss")}
+    """`RECIPE` as the arguments say."""
+    values = {name: getattr(arguments, name) for name in RECIPE}
     return {**values, "precision": _precision(arguments.precision, arguments.device)}
 
 

@@ -271,9 +271,15 @@ def to_tensors(
 ) -> tuple[Tensor, Tensor]:
     """Channels first and extended at the bottom and right to height x width; see `Crops`."""
     extra = ((0, height - labels.shape[0]), (0, width - labels.shape[1]))
-    image = np.pad(image, (*extra, (0, 0)), constant_values=128)
     labels = np.pad(labels, extra, constant_values=-1)
-    return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(labels)
+    return extended(image, height, width), torch.from_numpy(labels)
+
+
+def extended(image: np.ndarray, height: int, width: int) -> Tensor:
+    """[H, W, C] to [C, height, width], with 128 at the bottom and right."""
+    extra = ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0))
+    image = np.pad(image, extra, constant_values=128)
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
 def _raise_if_any(problems: list[str]) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .augment import Augmentation
 from .config import DSSNetConfig
-from .data import LABEL_KINDS, SAMPLINGS, Crops, Labelling, Pair, Samples, to_tensors
+from .data import LABEL_KINDS, SAMPLINGS, Crops, Labelling, Pair, Samples, extended
 from .errors import InputError
 from .files import atomic_write, remove_leftovers
 from .losses import EDGE_LOSSES, IGNORE, Loss, dssnet_loss, edge_target
@@ -432,24 +432,39 @@ class Trainer:
             self.process.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
         )
 
+    def answering(self) -> Callable[[np.ndarray], Tensor]:
+        """The usable network as it is now, for whole images.
+
+        Returns:
+            From uint8 [H, W, C] to logits [1, classes, H, W] on the process's device, computed in
+            the precision of the training.
+        """
+        network = self.graph(self.usable.eval())
+
+        @torch.no_grad()
+        def logits(image: np.ndarray) -> Tensor:
+            height, width = image.shape[:2]
+            x = extended(image, -(-height // 8) * 8, -(-width // 8) * 8)[None]
+            x = normalise(x.to(self.process.device)).contiguous(memory_format=torch.channels_last)
+            with self._autocast():
+                return network.logits(x)[..., :height, :width]
+
+        return logits
+
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """IoU of each class and their mean, over the pixels of all validation images together."""
-        network = self.graph(self.usable.eval())
+        answer = self.answering()
         device, classes = self.process.device, self.config.classes
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         checksum = torch.zeros((), device=device)
         for index in range(self.process.rank, len(self.validation), self.process.count):
             image, labels = self.validation[index]
-            height, width = (-(-side // 8) * 8 for side in labels.shape)
-            image, labels = to_tensors(image, labels, height, width)
-            x = normalise(image[None].to(device)).contiguous(memory_format=torch.channels_last)
-            with self._autocast():
-                logits = network.logits(x)
+            logits = answer(image)
             checksum += logits.float().mean()
             confusion += multiclass_confusion_matrix(
                 logits.argmax(1),
-                self.labelling.class_map(labels[None].to(device)),
+                self.labelling.class_map(torch.from_numpy(labels)[None].to(device)),
                 classes,
                 ignore_index=IGNORE,
                 validate_args=False,
@@ -520,7 +535,6 @@ def train(
     device: str = "auto",
     workers: int = 0,
     graph: Callable[[nn.Module], nn.Module] | None = None,
-    make_network: Callable[[DSSNetConfig], nn.Module] = DSSNet,
 ) -> float:
     """Check the data, then train; see `Trainer`.
 
@@ -534,7 +548,6 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: Processes that cut crops; 0 cuts in this one.
         graph: See `Trainer`.
-        make_network: See `Trainer`.
 
     Returns:
         The best mean IoU on the validation images.
@@ -560,6 +573,5 @@ def train(
             process,
             workers,
             graph,
-            make_network,
         )
         return trainer.run()

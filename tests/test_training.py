@@ -336,11 +336,12 @@ def test_another_network_is_trained_and_resumed(disk_folder, tmp_path):
             return DSSNetOutput(self.logits(image), None, None)
 
     parts = split(find_pairs(disk_folder), 0.3)
-    for epochs in (2, 2):
-        options = dataclasses.replace(OPTIONS, epochs=epochs, average=0.5)
-        best = training.train(
-            PLAIN, options, *parts, NAMES, tmp_path, device="cpu", make_network=Small
-        )
+    samples = [Samples(part, 3, Labelling("instances", 2)) for part in parts]
+    options = dataclasses.replace(OPTIONS, epochs=2, average=0.5)
+    for _ in range(2):
+        best = training.Trainer(
+            PLAIN, options, *samples, NAMES, tmp_path, CPU, make_network=Small
+        ).run()
     assert best > 0
     assert set(checkpoint(tmp_path / "best.pt")["model"]) == {"layer.weight", "layer.bias"}
     with pytest.raises(InputError, match="network was 'Small', now 'DSSNet'"):

@@ -13,14 +13,7 @@ Edges::Edges(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
       tail_(operands.convolution(kernels, "edge.tail", Type::f32)),
       last_(operands.convolution(kernels, "edge.last", Type::f32)),
-      border_{operands.convolution(kernels, "edge.tail.top", Type::f32),
-              operands.convolution(kernels, "edge.tail.bottom", Type::f32),
-              operands.convolution(kernels, "edge.tail.left", Type::f32),
-              operands.convolution(kernels, "edge.tail.right", Type::f32),
-              operands.convolution(kernels, "edge.tail.top_left", Type::f32),
-              operands.convolution(kernels, "edge.tail.top_right", Type::f32),
-              operands.convolution(kernels, "edge.tail.bottom_left", Type::f32),
-              operands.convolution(kernels, "edge.tail.bottom_right", Type::f32)} {}
+      border_(operands.border(kernels, "edge.tail")) {}
 
 size_t Edges::zero_words(int cells) const { return Rows::words_of_row(COLUMNS, last_.groups(), cells) + PAD; }
 

@@ -60,16 +60,9 @@ class Edges {
     };
 
   private:
-    // What the composed convolution misses at the image's border, for its rows of taps and, at the top and bottom, for
-    // the row beyond.
-    struct Border {
-        Convolution top, bottom, left, right;
-        Convolution top_left, top_right, bottom_left, bottom_right;
-    };
-
     const Kernels& kernels_;
     Convolution tail_, last_;
-    Border border_;
+    Border border_;  // for the rows of taps and, at the top and bottom, for the row beyond
 };
 
 }  // namespace dssnet::cpu

@@ -26,6 +26,12 @@ struct LayerNames {
     float slope = 1;
 };
 
+// What a composed convolution misses at the image's border: terms to add there.
+struct Border {
+    Convolution top, bottom, left, right;
+    Convolution top_left, top_right, bottom_left, bottom_right;
+};
+
 // A residual block: layers in a row, the last of which has one part and adds the block's input.
 using BlockNames = std::vector<LayerNames>;
 
@@ -46,6 +52,12 @@ struct Operands {
     Convolution convolution(const Kernels& kernels, const std::string& name, Type result,
                             std::vector<int> segments = {}) const {
         return Convolution(kernels, operand(name), input(name), result, Convolution::Form::direct, std::move(segments));
+    }
+    // The border of a composed convolution, in float32.
+    Border border(const Kernels& kernels, const std::string& name) const {
+        const auto at = [&](const char* where) { return convolution(kernels, name + where, Type::f32); };
+        return {at(".top"),      at(".bottom"),    at(".left"),        at(".right"),
+                at(".top_left"), at(".top_right"), at(".bottom_left"), at(".bottom_right")};
     }
     // A 3x3 convolution of stride 1 for `convolve_rows`, in the form that is best.
     Convolution fastest(const Kernels& kernels, const std::string& name, Type result, std::vector<int> segments = {}) const {

@@ -13,14 +13,7 @@ Segment::Segment(const Kernels& kernels, const Operands& operands)
       slope_(operands.slopes.at("segment.narrow")),
       narrow_(operands.fastest(kernels, "segment.narrow", operands.input("segment.tail").type)),
       tail_(operands.fastest(kernels, "segment.tail", Type::f32)),
-      border_{operands.convolution(kernels, "segment.tail.top", Type::f32),
-              operands.convolution(kernels, "segment.tail.bottom", Type::f32),
-              operands.convolution(kernels, "segment.tail.left", Type::f32),
-              operands.convolution(kernels, "segment.tail.right", Type::f32),
-              operands.convolution(kernels, "segment.tail.top_left", Type::f32),
-              operands.convolution(kernels, "segment.tail.top_right", Type::f32),
-              operands.convolution(kernels, "segment.tail.bottom_left", Type::f32),
-              operands.convolution(kernels, "segment.tail.bottom_right", Type::f32)} {}
+      border_(operands.border(kernels, "segment.tail")) {}
 
 size_t Segment::zero_words(int cells) const {
     return Rows::words_of_row(COLUMNS, std::max(narrow_.groups(), tail_.groups()), cells) + PAD;

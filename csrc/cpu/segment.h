@@ -35,11 +35,6 @@ class Segment {
              const Answer& answer, const uint32_t* const* zeros, Arena& arena) const;
 
   private:
-    struct Border {
-        Convolution top, bottom, left, right;
-        Convolution top_left, top_right, bottom_left, bottom_right;
-    };
-
     // Adds what the composed convolution misses where row and phase touch the image's border.
     void add_border(const Rows& narrow, int row, int phase, const Columns& columns, float* logits, float* edge) const;
 

@@ -50,6 +50,25 @@ def check_map(name: str, x: Tensor, channels: int, dtype: torch.dtype) -> None:
         raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
 
 
+def readable_features(
+    stage: str,
+    shallow: Tensor,
+    deep: Tensor,
+    channels: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Shallow and deep features that are as they should be, as `readable` gives them.
+
+    Raises:
+        ValueError, TypeError: See `check_features` and `check_map`.
+    """
+    check_features(stage, shallow, deep)
+    for part in (shallow, deep):
+        check_map("features", part, channels, dtype)
+    return readable(shallow, device), readable(deep, device)
+
+
 def check_features(stage: str, shallow: Tensor, deep: Tensor) -> None:
     """Raise ValueError unless both have one shape."""
     if shallow.shape != deep.shape:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from dssnet_fast.image_kinds import image_kind
+from dssnet_fast.python_ref.config import default_class_names
 from dssnet_fast.python_ref.data import Labelling, Samples, find_pairs, split
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.study.grids import ALL
@@ -30,7 +31,7 @@ class StudyData:
     ) -> None:
         training, validation = split(find_pairs(folder), share)
         self.labelling = Labelling("instances", 2)
-        self.class_names = ["background", "nucleus"]
+        self.class_names = default_class_names(self.labelling.classes)
         self.validation = Samples(validation, channels, self.labelling, progress)
         self._all = Samples(training, channels, self.labelling, progress)
         self.training = cache(self._training)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from dssnet_fast import accuracy, outputs, separate
-from dssnet_fast.image_kinds import KINDS
-from dssnet_fast.python_ref.data import to_tensors
+from dssnet_fast.backends.decisions import from_logits
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.processes import Process
-from dssnet_fast.python_ref.training import Trainer, TrainingOptions, normalise
+from dssnet_fast.python_ref.training import Trainer, TrainingOptions
 from dssnet_fast.study import networks
 from dssnet_fast.study.data import StudyData
 from dssnet_fast.study.grids import ALL, Variant
@@ -114,13 +110,8 @@ def score(trainer: Trainer, data: StudyData) -> dict[str, dict]:
             tile=_LARGEST,
         )
     )
-    by_kind = {ALL: images, **{k: [i for i in images if i.kind == k] for k in KINDS}}
-    return {kind: _together(some, data.class_names) for kind, some in by_kind.items() if some}
-
-
-def _together(images: Sequence[accuracy.ImageCounts], names: Sequence[str]) -> dict:
-    first, *rest = (image.counts[0] for image in images)
-    return sum(rest, first).scores(names)
+    sets = {ALL: images, **accuracy.by_kind(images)}
+    return {name: accuracy.total(some).scores(data.class_names) for name, some in sets.items()}
 
 
 class _Answering:
@@ -133,19 +124,12 @@ class _Answering:
 
     def __init__(self, trainer: Trainer) -> None:
         self.config = trainer.config
-        self._network: nn.Module = trainer.graph(trainer.usable.eval())
-        self._device = trainer.process.device
-        self._low = trainer.options.precision == "bf16"
+        self._logits = trainer.answering()
 
-    @torch.no_grad()
     def decide(self, image: np.ndarray, core: Box, edges: bool) -> tuple[np.ndarray, np.ndarray]:
         """Labels, uint8, and their probabilities, float32, of the core; no edges."""
         assert not edges
-        height, width = (-(-side // 8) * 8 for side in image.shape[:2])
-        x, _ = to_tensors(image, np.zeros(image.shape[:2], np.int32), height, width)
-        x = normalise(x[None].to(self._device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
-            logits: Tensor = self._network.logits(x)
-        probability, labels = logits.float()[0].softmax(0).max(0)
-        at = core.within(Box(0, 0, *logits.shape[2:]))
-        return labels.byte().cpu().numpy()[at], probability.cpu().numpy()[at]
+        logits = self._logits(image).float().permute(0, 2, 3, 1)
+        at = core.within(Box(0, 0, *image.shape[:2]))
+        labels, probability = (answer[0].cpu().numpy()[at] for answer in from_logits(logits))
+        return labels, probability

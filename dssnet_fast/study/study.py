@@ -18,6 +18,7 @@ from dssnet_fast.python_ref.training import TrainingOptions
 from dssnet_fast.study import budget, figure, networks, results, runs
 from dssnet_fast.study.data import StudyData
 from dssnet_fast.study.grids import ALL, GRIDS, Variant
+from dssnet_fast.train import RECIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,7 @@ def _rows(
 
 def _caption(plan: Plan) -> list[str]:
     recipe = asdict(plan.options)
-    told = ("batch", "crop", "optimizer", "learning_rate", "clip_norm", "augment", "sampling")
-    told += ("average", "dice", "edge_loss", "precision")
-    described = ", ".join(f"{name.replace('_', ' ')} {recipe[name]}" for name in told)
+    described = ", ".join(f"{name.replace('_', ' ')} {recipe[name]}" for name in RECIPE)
     config = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in plan.config.to_dict().items())
     length = (
         f"equal time, {plan.minutes:g} minutes by the seconds a step"

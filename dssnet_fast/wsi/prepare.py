@@ -24,7 +24,7 @@ from dssnet_fast.wsi.results import Frame
 from dssnet_fast.wsi.work import SlideWork
 
 # Contexts are multiples of this. Maps have cells of 8 px, and the kernels of backend `cpu` compute
-# rows of them in groups of four in fp32; with equal groups only last digits differ from the slide's.
+# rows of them in groups of four in fp32; with equal groups only last digits are not the slide's.
 _GRID_PX = 32
 
 

@@ -19,6 +19,7 @@ from dssnet_fast.backends.inputs import (
     check_map,
     map_size,
     readable,
+    readable_features,
 )
 from dssnet_fast.backends.torch_backend import EdgeStage
 from dssnet_fast.backends.triton.operands import pack
@@ -119,11 +120,9 @@ class TritonBackend:
 
     def edges(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """The edge head, in PyTorch's operators."""
-        check_features("edges", shallow, deep)
-        for part in (shallow, deep):
-            check_map("features", part, self.config.features, self.dtype)
-        device = self._device
-        return self._edges.edges(readable(shallow, device), readable(deep, device))
+        channels = self.config.features
+        features = readable_features("edges", shallow, deep, channels, self.dtype, self._device)
+        return self._edges.edges(*features)
 
     def segment(self, y: Tensor, output: str) -> Tensor:
         """Stage 4."""
