@@ -164,18 +164,15 @@ void convolve_either(const Window& window, const Weights& weights, int first_blo
 
 namespace dssnet::cpu {
 
-const Kernels* amx_kernels() {
-    static const Kernels table = [] {
-        const char* needs = "AMX (tiles, int8 and bf16), and AVX-512 F, BW, DQ, VL, VNNI and BF16";
-        Kernels table = make_table("amx", needs, true, true);
-        table.convolve[int(Type::bf16)] = convolve_either<DotTilesBF16, DotBF16>;
-        table.convolve[int(Type::i8)] = convolve_either<DotTilesI8, DotI8>;
-        // Tiles with fewer groups are loaded as slowly as full ones. `convolve_pooled`, which reads an image's few
-        // channels, knows no tiles.
-        table.tiles_from[int(Type::bf16)] = table.tiles_from[int(Type::i8)] = 4;
-        return table;
-    }();
-    return &table;
-}
+constexpr Kernels amx_kernels = [] {
+    const char* needs = "AMX (tiles, int8 and bf16), and AVX-512 F, BW, DQ, VL, VNNI and BF16";
+    Kernels table = make_table("amx", needs, true, true);
+    table.convolve[int(Type::bf16)] = convolve_either<DotTilesBF16, DotBF16>;
+    table.convolve[int(Type::i8)] = convolve_either<DotTilesI8, DotI8>;
+    // Tiles with fewer groups are loaded as slowly as full ones. `convolve_pooled`, which reads an image's few
+    // channels, knows no tiles.
+    table.tiles_from[int(Type::bf16)] = table.tiles_from[int(Type::i8)] = 4;
+    return table;
+}();
 
 }  // namespace dssnet::cpu

@@ -74,9 +74,6 @@ struct DotI8 {
 
 namespace dssnet::cpu {
 
-const Kernels* avx2_kernels() {
-    static const Kernels table = make_table("avx2", "AVX2 and FMA", false, true);
-    return &table;
-}
+constexpr Kernels avx2_kernels = make_table("avx2", "AVX2 and FMA", false, true);
 
 }  // namespace dssnet::cpu

@@ -36,9 +36,6 @@ struct DotI8 {
 
 namespace dssnet::cpu {
 
-const Kernels* avx512_kernels() {
-    static const Kernels table = make_table("avx512", "AVX-512 F, BW, DQ and VL", false, true);
-    return &table;
-}
+constexpr Kernels avx512_kernels = make_table("avx512", "AVX-512 F, BW, DQ and VL", false, true);
 
 }  // namespace dssnet::cpu

@@ -16,9 +16,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-const Kernels* avx512_bf16_kernels() {
-    static const Kernels table = make_table("avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", true, true);
-    return &table;
-}
+constexpr Kernels avx512_bf16_kernels = make_table("avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", true, true);
 
 }  // namespace dssnet::cpu

@@ -16,9 +16,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-const Kernels* avx512_vnni_kernels() {
-    static const Kernels table = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", false, true);
-    return &table;
-}
+constexpr Kernels avx512_vnni_kernels = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", false, true);
 
 }  // namespace dssnet::cpu

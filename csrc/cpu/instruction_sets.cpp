@@ -58,34 +58,34 @@ bool has_dot() { return getauxval(AT_HWCAP) >> 20 & 1; }
 
 const std::vector<InstructionSet>& instruction_sets() {
     static const std::vector<InstructionSet> found = [] {
-        std::vector<InstructionSet> sets = {{portable_kernels(), true, ""}};
-        [[maybe_unused]] const auto add = [&](const Kernels* kernels, bool has) {
-            const std::string problem = has ? self_check(*kernels, *portable_kernels()) : "";
-            sets.push_back({kernels, has && problem.empty(), problem});
+        std::vector<InstructionSet> sets = {{&portable_kernels, true, ""}};
+        [[maybe_unused]] const auto add = [&](const Kernels& kernels, bool has) {
+            const std::string problem = has ? self_check(kernels, portable_kernels) : "";
+            sets.push_back({&kernels, has && problem.empty(), problem});
         };
 #if defined(DSSNET_FAST_AVX2)
-        add(avx2_kernels(), has_avx2());
+        add(avx2_kernels, has_avx2());
 #endif
 #if defined(DSSNET_FAST_AVX512)
-        add(avx512_kernels(), has_avx512());
+        add(avx512_kernels, has_avx512());
 #endif
 #if defined(DSSNET_FAST_AVX512_VNNI)
-        add(avx512_vnni_kernels(), has_vnni());
+        add(avx512_vnni_kernels, has_vnni());
 #endif
 #if defined(DSSNET_FAST_AVX512_BF16)
-        add(avx512_bf16_kernels(), has_bf16());
+        add(avx512_bf16_kernels, has_bf16());
 #endif
 #if defined(DSSNET_FAST_AMX)
-        add(amx_kernels(), has_amx());
+        add(amx_kernels, has_amx());
 #endif
 #if defined(DSSNET_FAST_NEON)
-        add(neon_kernels(), true);
+        add(neon_kernels, true);
 #endif
 #if defined(DSSNET_FAST_NEON_DOT)
-        add(neon_dot_kernels(), has_dot());
+        add(neon_dot_kernels, has_dot());
 #endif
 #if defined(DSSNET_FAST_NEON_BF16)
-        add(neon_bf16_kernels(), has_neon_bf16());
+        add(neon_bf16_kernels, has_neon_bf16());
 #endif
         return sets;
     }();

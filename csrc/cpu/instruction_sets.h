@@ -8,16 +8,17 @@
 
 namespace dssnet::cpu {
 
-// One a file; what a build leaves out is not declared to `instruction_sets`.
-const Kernels* portable_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
-const Kernels* avx512_vnni_kernels();
-const Kernels* avx512_bf16_kernels();
-const Kernels* amx_kernels();
-const Kernels* neon_kernels();
-const Kernels* neon_dot_kernels();
-const Kernels* neon_bf16_kernels();
+// One a file; what a build leaves out is not referred to by `instruction_sets`. They are constants: nothing of a file that
+// is compiled for an instruction set runs before the processor is known to have it, not even to tell its name.
+extern const Kernels portable_kernels;
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+extern const Kernels avx512_vnni_kernels;
+extern const Kernels avx512_bf16_kernels;
+extern const Kernels amx_kernels;
+extern const Kernels neon_kernels;
+extern const Kernels neon_dot_kernels;
+extern const Kernels neon_bf16_kernels;
 
 struct InstructionSet {
     const Kernels* kernels;

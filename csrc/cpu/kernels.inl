@@ -584,7 +584,7 @@ void values(const float* logits, ptrdiff_t pair_stride, ptrdiff_t class_stride, 
     }
 }
 
-Kernels make_table(const char* name, const char* needs, bool fast_bf16, bool fast_i8) {
+constexpr Kernels make_table(const char* name, const char* needs, bool fast_bf16, bool fast_i8) {
     return {name,
             needs,
             fast_bf16,

@@ -31,9 +31,6 @@ struct DotI8 {
 
 namespace dssnet::cpu {
 
-const Kernels* neon_kernels() {
-    static const Kernels table = make_table("neon", "NEON, as every aarch64 processor", false, false);
-    return &table;
-}
+constexpr Kernels neon_kernels = make_table("neon", "NEON, as every aarch64 processor", false, false);
 
 }  // namespace dssnet::cpu

@@ -29,10 +29,6 @@ struct DotBF16 {
 
 namespace dssnet::cpu {
 
-const Kernels* neon_bf16_kernels() {
-    static const Kernels table =
-        make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, true);
-    return &table;
-}
+constexpr Kernels neon_bf16_kernels = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, true);
 
 }  // namespace dssnet::cpu

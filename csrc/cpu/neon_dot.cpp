@@ -16,9 +16,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-const Kernels* neon_dot_kernels() {
-    static const Kernels table = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", false, true);
-    return &table;
-}
+constexpr Kernels neon_dot_kernels = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", false, true);
 
 }  // namespace dssnet::cpu

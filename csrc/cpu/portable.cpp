@@ -76,9 +76,6 @@ struct DotI8 {
 
 namespace dssnet::cpu {
 
-const Kernels* portable_kernels() {
-    static const Kernels table = make_table("portable", "any processor", false, false);
-    return &table;
-}
+constexpr Kernels portable_kernels = make_table("portable", "any processor", false, false);
 
 }  // namespace dssnet::cpu
