@@ -104,10 +104,8 @@ void convolve_tiles(const Window& window, const Blocks& blocks, int unit, const 
     if constexpr (B > 1) Tiles::store<SUMS<1, 0>>(sums[B - 1], U * UNIT);
     if constexpr (B > 1 && U > 1) Tiles::store<SUMS<1, 1>>(&sums[B - 1][0][UNIT], U * UNIT);
     for (int block = 0; block < B; ++block) {
-        for (int u = 0; u < U; ++u) {
-            finish_unit<Dot::integers>(&sums[block][0][u * UNIT], U * UNIT, blocks.first[block], blocks.count[block],
-                                       unit + u, packing, finish);
-        }
+        finish_sums<Dot::integers>(sums[block][0], U * UNIT, blocks.first[block], blocks.count[block], unit * UNIT,
+                                   U * UNIT, packing, finish);
     }
 }
 
@@ -130,17 +128,18 @@ void convolve_blocks(const Window& window, const Blocks& blocks, int units, cons
 
 // As `convolve`, with weights in tiles or not.
 template <class Dot, class DotWords>
-void convolve_either(const Window& window, const Weights& weights, int first_block, int last_block, int units,
+void convolve_either(const Window& window, const Weights& weights, int first_panel, int last_panel, int units,
                      const Finish& finish) {
     if (!weights.tiles) {
-        return convolve<DotWords, Dot::integers>(window, weights, first_block, last_block, units, finish);
+        return convolve<DotWords, Dot::integers>(window, weights, first_panel, last_panel, units, finish);
     }
     const Packing packing = packing_of(finish, units);
     Blocks blocks;
     const uint32_t* block_weights = weights.words;
-    for (int block = 0, first = 0, found = 0; block < last_block; ++block) {
+    // Every block is a panel.
+    for (int block = 0, first = 0, found = 0; block < last_panel; ++block) {
         const int count = weights.block_sizes[block];
-        if (block >= first_block) {
+        if (block >= first_panel) {
             blocks.weights[found] = block_weights, blocks.first[found] = first, blocks.count[found] = count;
             if (Dot::integers) {
                 for (int n = 0; n < count; ++n) store(blocks.start[found][n], Ints{} + weights.start[first + n]);
@@ -148,7 +147,7 @@ void convolve_either(const Window& window, const Weights& weights, int first_blo
             if (++found == 2) {
                 convolve_blocks<Dot, 2>(window, blocks, units, packing, finish);
                 found = 0;
-            } else if (block + 1 == last_block) {
+            } else if (block + 1 == last_panel) {
                 blocks.weights[1] = block_weights, blocks.count[1] = 0;
                 convolve_blocks<Dot, 1>(window, blocks, units, packing, finish);
             }
@@ -166,9 +165,11 @@ namespace dssnet::cpu {
 
 constexpr Kernels amx_kernels = [] {
     const char* needs = "AMX (tiles, int8 and bf16), and AVX-512 F, BW, DQ, VL, VNNI and BF16";
-    Kernels table = make_table("amx", needs, true, true);
+    Kernels table = make_table("amx", needs, true);
     table.convolve[int(Type::bf16)] = convolve_either<DotTilesBF16, DotBF16>;
     table.convolve[int(Type::i8)] = convolve_either<DotTilesI8, DotI8>;
+    // Tiles multiply bytes eight times as fast as vectors do whole numbers of 16 bits.
+    table.winograd_pairs[int(Type::i8)] = nullptr, table.winograd_cells[int(Type::i8)] = nullptr;
     // Tiles with fewer groups are loaded as slowly as full ones. `convolve_pooled`, which reads an image's few
     // channels, knows no tiles.
     table.tiles_from[int(Type::bf16)] = table.tiles_from[int(Type::i8)] = 4;

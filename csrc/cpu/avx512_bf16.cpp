@@ -16,6 +16,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx512_bf16_kernels = make_table("avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", true, true);
+constexpr Kernels avx512_bf16_kernels = make_table("avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", true);
 
 }  // namespace dssnet::cpu

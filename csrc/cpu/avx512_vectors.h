@@ -1,15 +1,17 @@
 // What the files for AVX-512 share. Each includes it into its own unnamed namespace.
 
-using dssnet::cpu::UNIT;
+constexpr int LANES = 16;
 
 inline __m512i load_words(const uint32_t* words) { return _mm512_loadu_si512(words); }
 inline __m512i broadcast(const uint32_t* word) { return _mm512_set1_epi32(int(*word)); }
+inline void store_words(uint32_t* words, __m512i sum) { _mm512_storeu_si512(words, sum); }
+inline __m512i start_from(const int32_t* value) { return value ? _mm512_set1_epi32(*value) : _mm512_setzero_si512(); }
 inline void store_floats(uint32_t* words, __m512 sum) { _mm512_storeu_ps(words, sum); }
 
 struct DotF32 {
     using Sum = __m512;
     using Input = __m512;
-    static constexpr int lanes = 16, units = 2, widest = 14;
+    static constexpr int vectors = 2, widest = 14, weight_words = 1;
     static Sum start(const int32_t*) { return _mm512_setzero_ps(); }
     static Input load(const uint32_t* words) { return _mm512_loadu_ps(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

@@ -7,8 +7,9 @@
 namespace {
 
 #include "avx512_vectors.h"
-#include "avx512_halves.h"
 #include "avx512_vnni_dot.h"
+
+using DotBF16 = void;
 
 }  // namespace
 
@@ -16,6 +17,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx512_vnni_kernels = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", false, true);
+constexpr Kernels avx512_vnni_kernels = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", true);
 
 }  // namespace dssnet::cpu

@@ -23,7 +23,8 @@ Type type_of(const std::string& name) {
     if (name == "fp32") return Type::f32;
     if (name == "bf16") return Type::bf16;
     if (name == "int8") return Type::i8;
-    throw py::value_error("type must be fp32, bf16 or int8, got " + name);
+    if (name == "wide_bf16") return Type::wide_bf16;
+    throw py::value_error("type must be fp32, bf16, int8 or wide_bf16, got " + name);
 }
 
 Stage stage_of(const std::string& name) {
@@ -145,7 +146,7 @@ double measure_peak(const std::string& instruction_set, const std::string& type,
     operand.outputs = kernels.widest_block[int(format.type)];
     const std::vector<float> weight(size_t(operand.inputs) * operand.outputs, 1.0f);
     operand.weight = weight.data();
-    const Convolution convolution(kernels, operand, format, Type::f32);
+    const Convolution convolution(kernels, operand, format);
     std::vector<double> rates(std::max(threads, 1));
     const py::gil_scoped_release release;
     run_together(threads, [](int) {}, [&](const Member& member) {
@@ -179,7 +180,7 @@ void bind_cpu(py::module_& m) {
             for (const InstructionSet& set : instruction_sets()) {
                 using py::literals::operator""_a;
                 found.push_back(py::dict("name"_a = set.kernels->name, "needs"_a = set.kernels->needs,
-                                         "runs_here"_a = set.runs_here, "fast_bf16"_a = set.kernels->fast_bf16,
+                                         "runs_here"_a = set.runs_here, "fast_bf16"_a = set.fast_bf16,
                                          "fast_int8"_a = set.kernels->fast_i8, "problem"_a = set.problem));
             }
             return found;

@@ -8,32 +8,42 @@
 namespace dssnet::cpu {
 namespace {
 
-constexpr int PARTS = WinogradParts::COUNT;
+// Winograd's form: each part's factors of the kernel's three rows or columns, times a number that makes them whole.
+struct Factors {
+    double row[3];
+    int whole;
 
-// G of Winograd's F(4, 3): parts from the kernel's three rows.
-constexpr double TRANSFORM[PARTS][3] = {{1. / 4, 0, 0},
-                                        {-1. / 6, -1. / 6, -1. / 6},
-                                        {-1. / 6, 1. / 6, -1. / 6},
-                                        {1. / 24, 1. / 12, 1. / 6},
-                                        {1. / 24, -1. / 12, 1. / 6},
-                                        {0, 0, 1}};
+    double of(const double* three) const { return row[0] * three[0] + row[1] * three[1] + row[2] * three[2]; }
+};
+// F(2, 3) and F(4, 3).
+constexpr Factors PAIR_FACTORS[] = {{{1, 0, 0}, 1}, {{1, 1, 1}, 2}, {{1, -1, 1}, 2}, {{0, 0, 1}, 1}};
+constexpr Factors FOUR_FACTORS[] = {{{1, 0, 0}, 4},   {{-1, -1, -1}, 6}, {{-1, 1, -1}, 6},
+                                    {{1, 2, 4}, 24}, {{1, -2, 4}, 24},  {{0, 0, 1}, 1}};
+constexpr int ROWS = 6;  // parts of the rows
+constexpr int PAIR_MULTIPLE = 48, CELL_MULTIPLE = 576;  // of int8's sums, see winograd.inl
 
-std::vector<int> split(int outputs, int widest, int multiple) {
-    widest = widest / multiple * multiple;
-    const int count = (outputs + widest - 1) / widest;
+// A number as a sum of `count` numbers that are multiples of `multiple`, but for the last, and about the same.
+std::vector<int> split(int number, int count, int multiple) {
     std::vector<int> sizes;
-    for (int left = outputs, blocks = count; blocks > 0; --blocks) {
-        const int size = std::min(left, round_up((left + blocks - 1) / blocks, multiple));
-        sizes.push_back(size);
-        left -= size;
+    for (int left = number; left > 0; --count) {
+        sizes.push_back(std::min(left, round_up((left + count - 1) / count, multiple)));
+        left -= sizes.back();
     }
     return sizes;
 }
+
+int parts_needed(int number, int largest) { return (number + largest - 1) / largest; }
 
 uint32_t bits_of(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     return bits;
+}
+
+float float_of(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
 }
 
 uint32_t to_bf16(float value) {
@@ -44,17 +54,37 @@ uint32_t to_bf16(float value) {
 
 }  // namespace
 
-Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format input, Type result, Form form,
-                         std::vector<int> segments)
+bool Convolution::fits(const Kernels& kernels, const Operand& operand, Format input, Form form) {
+    if (form == Form::direct) return true;
+    if (operand.lines != 3 || operand.taps != 3) return false;
+    const int type = int(input.type);
+    if (form == Form::pairs ? !kernels.winograd_pairs[type] : !kernels.winograd_cells[type]) return false;
+    if (input.type != Type::i8) return true;
+    const size_t inputs = size_t(operand.lines) * operand.taps * operand.inputs;
+    for (int output = 0; output < operand.outputs; ++output) {
+        double largest = 0, sum = 0;
+        for (size_t i = 0; i < inputs; ++i) {
+            const double weight = std::fabs(double(operand.weight[i * operand.outputs + output]));
+            largest = std::max(largest, weight), sum += weight;
+        }
+        // Of integers, each rounded by half at most, times inputs from -128 to 127.
+        const double bound = largest > 0 ? 128 * (sum / largest * 127 + inputs / 2.0) : 0;
+        if (bound * (form == Form::pairs ? PAIR_MULTIPLE : CELL_MULTIPLE) >= 2147483648.0) return false;
+    }
+    return true;
+}
+
+Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format input, Form form,
+                         std::vector<int> segments, int panel)
     : kernels_(&kernels),
       input_(input),
       form_(form),
-      lines_(form == Form::winograd ? PARTS : operand.lines),
+      lines_(operand.lines),
       taps_(operand.taps),
       outputs_(operand.outputs) {
-    if (form == Form::winograd && (input.type != Type::f32 || operand.lines != 3)) {
-        throw std::logic_error(operand.name + ": Winograd's form is for three rows in float32");
-    }
+    const int type = int(input.type);
+    if (!kernels.convolve[type]) throw std::logic_error(operand.name + ": no kernels for its type");
+    if (!fits(kernels, operand, input, form)) throw std::logic_error(operand.name + ": it has no such form");
     const int per_word = channels_per_word(input.type);
     if (segments.empty()) segments = {operand.inputs};
     std::vector<int> channels;  // of each place in the words; -1 where there is none
@@ -65,21 +95,23 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
         throw std::logic_error(operand.name + ": its segments are not its inputs");
     }
     groups_ = int(channels.size()) / per_word;
-    const int tiles_from = kernels.tiles_from[int(input.type)];
+    const bool direct = form == Form::direct;
+    const int tiles_from = direct ? kernels.tiles_from[type] : 0;
     tiles_ = tiles_from && groups_ >= tiles_from;
-    block_sizes_ = split(outputs_, tiles_ ? TILE : kernels.widest_block[int(input.type)], channels_per_word(result));
+    const int widest = tiles_ ? TILE : direct ? kernels.widest_block[type] : kernels.widest_part[type];
+    if (tiles_) panel = TILE;
+    if (!direct) panel = std::min(panel, WINOGRAD_PANEL);
+    // Panels are whole words of every type, and whole blocks where that is possible, too.
+    panel_sizes_ = split(outputs_, parts_needed(outputs_, panel), tiles_ || !direct ? 4 : 12);
+    for (const int size : panel_sizes_) {
+        const std::vector<int> blocks = split(size, parts_needed(size, widest), 1);
+        block_sizes_.insert(block_sizes_.end(), blocks.begin(), blocks.end());
+        panel_blocks_.push_back(int(blocks.size()));
+    }
 
     const auto given = [&](int line, int tap, int channel, int output) -> double {
         return operand.weight[((size_t(line) * taps_ + tap) * operand.inputs + channel) * outputs_ + output];
     };
-    const auto value = [&](int line, int tap, int channel, int output) -> double {
-        if (channel < 0) return 0;
-        if (form == Form::direct) return given(line, tap, channel, output);
-        double sum = 0;
-        for (int row = 0; row < 3; ++row) sum += TRANSFORM[line][row] * given(row, tap, channel, output);
-        return sum;
-    };
-
     std::vector<double> weight_step(outputs_, 1.0);
     if (input.type == Type::i8) {
         start_.assign(outputs_, 0), scale_.resize(outputs_);
@@ -88,7 +120,7 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
             for (int line = 0; line < lines_; ++line) {
                 for (int tap = 0; tap < taps_; ++tap) {
                     for (int channel = 0; channel < operand.inputs; ++channel) {
-                        largest = std::max(largest, std::fabs(value(line, tap, channel, output)));
+                        largest = std::max(largest, std::fabs(given(line, tap, channel, output)));
                     }
                 }
             }
@@ -96,49 +128,112 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
             scale_[output] = float(weight_step[output] * input.step);
         }
     }
+    // As products have it: rounded, and not yet in a form.
+    const auto rounded = [&](double exact, int output) -> double {
+        switch (input.type) {
+            case Type::f32: return float(exact);
+            case Type::i8: return std::nearbyint(exact / weight_step[output]);
+            default: return float_of(to_bf16(float(exact)) << 16);
+        }
+    };
+    const auto value = [&](int line, int tap, int channel, int output) -> double {
+        return channel < 0 ? 0 : rounded(given(line, tap, channel, output), output);
+    };
     bias_.assign(outputs_, 0.0f);
     if (operand.bias) std::copy(operand.bias, operand.bias + outputs_, bias_.begin());
 
-    const auto word = [&](int line, int group, int tap, int output) {
+    // The words of a group for an output.
+    uint32_t* to = nullptr;
+    const bool wide = kernels.weight_words[type] == 2;
+    const auto put_shorts = [&](const int* values) {
+        for (int i = 0; i < 2; ++i) *to++ = uint32_t(uint16_t(values[i])) | uint32_t(uint16_t(values[i + 2])) << 16;
+    };
+    const auto put = [&](int line, int group, int tap, int output) {
         uint32_t word = 0;
+        int bytes[4];
         for (int i = 0; i < per_word; ++i) {
-            const double exact = value(line, tap, channels[group * per_word + i], output);
-            switch (input.type) {
-                case Type::f32: word = bits_of(float(exact)); break;
-                case Type::bf16: word |= to_bf16(float(exact)) << (16 * i); break;
-                case Type::i8: {
-                    const int q = int(std::nearbyint(exact / weight_step[output]));
-                    word |= uint32_t(uint8_t(q)) << (8 * i);
-                    start_[output] -= 128 * q;
-                    break;
+            const double number = value(line, tap, channels[group * per_word + i], output);
+            if (input.type == Type::i8) {
+                bytes[i] = int(number);
+                word |= uint32_t(uint8_t(bytes[i])) << (8 * i);
+                start_[output] -= 128 * bytes[i];
+            } else if (input.type == Type::bf16) {
+                word |= to_bf16(float(number)) << (16 * i);
+            } else {
+                word = bits_of(float(number));
+            }
+        }
+        if (input.type == Type::i8 && wide) put_shorts(bytes);
+        else *to++ = word;
+    };
+    if (!direct) {
+        start_.clear();
+        // Of part [across][down], a whole number in int8; float32 is rounded once, in the end.
+        const int parts = parts_of(form), words = groups_ * part_words(input.type);
+        const auto transform = [&](int channel, int output, double* values) {
+            double rows[ROWS][3];
+            for (int tap = 0; tap < 3; ++tap) {
+                double kernel[3];
+                for (int line = 0; line < 3; ++line) {
+                    const double exact = given(line, tap, channel, output);
+                    kernel[line] = input.type == Type::f32 ? exact : rounded(exact, output);
+                }
+                for (int row = 0; row < ROWS; ++row) rows[row][tap] = FOUR_FACTORS[row].of(kernel);
+            }
+            for (int part = 0; part < parts; ++part) {
+                const Factors& across = (form == Form::pairs ? PAIR_FACTORS : FOUR_FACTORS)[part / ROWS];
+                const int whole = across.whole * FOUR_FACTORS[part % ROWS].whole;
+                values[part] = across.of(rows[part % ROWS]) / (input.type == Type::i8 ? 1 : whole);
+            }
+        };
+        words_per_output_ = size_t(parts) * words;
+        uint32_t* const all = words_.words(words_per_output_ * outputs_);
+        std::fill_n(all, words_per_output_ * outputs_, 0u);
+        const int* block = block_sizes_.data();
+        for (int panel = 0, begin = 0; panel < int(panel_sizes_.size()); begin += panel_sizes_[panel++]) {
+            for (int i = 0, first = begin; i < panel_blocks_[panel]; ++i, first += *block++) {
+                for (int output = first; output < first + *block; ++output) {
+                    for (int place = 0; place < int(channels.size()); ++place) {
+                        if (channels[place] < 0) continue;
+                        double values[36];
+                        transform(channels[place], output, values);
+                        // Of a word of int8 channels 0 and 2, then 1 and 3.
+                        const int word = input.type == Type::i8 ? place / 4 * 2 + place % 2 : place;
+                        const int shift = input.type == Type::i8 && place % 4 >= 2 ? 16 : 0;
+                        for (int part = 0; part < parts; ++part) {
+                            uint32_t& at = all[begin * words_per_output_ + size_t(part) * panel_sizes_[panel] * words +
+                                               size_t(first - begin) * words + size_t(word) * *block + output - first];
+                            at |= input.type == Type::i8 ? uint32_t(uint16_t(int(values[part]))) << shift
+                                                         : bits_of(float(values[part]));
+                        }
+                    }
                 }
             }
         }
-        return word;
-    };
-    const int lines_of_part = form == Form::winograd ? 1 : lines_;
+        return;
+    }
     const int step_groups = tile_groups(groups_);
-    words_per_output_ = size_t(lines_of_part) * taps_ * (tiles_ ? tile_steps(groups_) * step_groups : groups_);
-    uint32_t* to = words_.words(words_per_output_ * (lines_ / lines_of_part) * outputs_);
-    for (int part = 0; part < lines_ / lines_of_part; ++part) {
-        for (int begin = 0, block = 0; block < blocks(); begin += block_sizes_[block++]) {
-            const int end = begin + block_sizes_[block];
-            for (int line = part; line < part + lines_of_part; ++line) {
-                if (!tiles_) {
-                    for (int group = 0; group < groups_; ++group) {
-                        for (int tap = 0; tap < taps_; ++tap) {
-                            for (int output = begin; output < end; ++output) *to++ = word(line, group, tap, output);
-                        }
+    const int groups = tiles_ ? tile_steps(groups_) * step_groups : groups_ * kernels.weight_words[type];
+    words_per_output_ = size_t(lines_) * taps_ * groups;
+    to = words_.words(words_per_output_ * outputs_);
+    for (int begin = 0, block = 0; begin < outputs_; begin += block_sizes_[block++]) {
+        const int end = begin + block_sizes_[block];
+        for (int line = 0; line < lines_; ++line) {
+            if (!tiles_) {
+                for (int group = 0; group < groups_; ++group) {
+                    for (int tap = 0; tap < taps_; ++tap) {
+                        for (int output = begin; output < end; ++output) put(line, group, tap, output);
                     }
-                    continue;
                 }
-                for (int tap = 0; tap < taps_; ++tap) {
-                    for (int met = 0; met < groups_; met = std::min(met + step_groups, groups_)) {
-                        const int first = tile_begin(groups_, step_groups, met / step_groups);
-                        for (int output = begin; output < end; ++output) {
-                            for (int group = first; group < first + step_groups; ++group) {
-                                *to++ = group < met ? 0 : word(line, group, tap, output);
-                            }
+                continue;
+            }
+            for (int tap = 0; tap < taps_; ++tap) {
+                for (int met = 0; met < groups_; met = std::min(met + step_groups, groups_)) {
+                    const int first = tile_begin(groups_, step_groups, met / step_groups);
+                    for (int output = begin; output < end; ++output) {
+                        for (int group = first; group < first + step_groups; ++group) {
+                            if (group < met) *to++ = 0;
+                            else put(line, group, tap, output);
                         }
                     }
                 }
@@ -148,9 +243,10 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
 }
 
 double Convolution::macs() const {
-    // Every word is multiplied once for each cell; Winograd's six parts give four rows.
-    const double products = double(lines_) * taps_ * groups_ * channels_per_word(input_.type) * outputs_ * UNIT;
-    return form_ == Form::winograd ? products / 4 : products;
+    // Every word is multiplied once for each cell; a part gives four rows of two or four columns.
+    const double products = double(groups_) * channels_per_word(input_.type) * outputs_ * UNIT;
+    if (form_ == Form::direct) return products * lines_ * taps_;
+    return products * part_words(input_.type) * parts_of(form_) / (form_ == Form::pairs ? 8 : 16);
 }
 
 Weights Convolution::weights() const {
@@ -159,7 +255,7 @@ Weights Convolution::weights() const {
     found.tiles = tiles_;
     found.start = start_.empty() ? nullptr : start_.data();
     found.block_sizes = block_sizes_.data();
-    found.block_count = blocks();
+    found.panel_blocks = panel_blocks_.data(), found.panel_count = int(panel_blocks_.size());
     found.words_per_output = words_per_output_;
     return found;
 }
@@ -172,17 +268,23 @@ Finish Convolution::complete(Finish finish) const {
 }
 
 void Convolution::row(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
-                      const Finish& finish, int first_block, int last_block) const {
-    kernels_->convolve[int(input_.type)](window(lines, taps, group_stride), weights(), first_block,
-                                         last_block < 0 ? blocks() : last_block, units, complete(finish));
+                      const Finish& finish, int first_panel, int last_panel) const {
+    kernels_->convolve[int(input_.type)](window(lines, taps, group_stride), weights(), first_panel,
+                                         last_panel < 0 ? int(panel_sizes_.size()) : last_panel, units, complete(finish));
 }
 
-void Convolution::winograd_rows(const uint32_t* const* parts, const ptrdiff_t* taps, ptrdiff_t group_stride, int units,
-                                Finish* rows, int row_count) const {
+void Convolution::pair_rows(const uint32_t* const* lines, ptrdiff_t group_stride, int units, uint32_t* scratch,
+                            Finish* rows, int row_count) const {
     for (int row = 0; row < row_count; ++row) rows[row] = complete(rows[row]);
-    Window window = this->window(parts, taps, group_stride);
-    window.line_count = 1;
-    kernels_->winograd(window, weights(), units, rows, row_count);
+    const auto run = kernels_->winograd_pairs[int(input_.type)];
+    run(lines, group_stride, groups_, weights(), units, scratch, rows, row_count);
+}
+
+void Convolution::cell_rows(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t group_stride, int units,
+                            uint32_t* scratch, Finish* pixels, int row_count) const {
+    for (int pixel = 0; pixel < 4 * row_count; ++pixel) pixels[pixel] = complete(pixels[pixel]);
+    const auto run = kernels_->winograd_cells[int(input_.type)];
+    run(lines, columns, group_stride, groups_, weights(), units, scratch, pixels, row_count);
 }
 
 void Convolution::pooled_row(const uint32_t* const* lines, const ptrdiff_t* taps, const Convolution& pooled,
@@ -201,29 +303,13 @@ Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_w
     return taps;
 }
 
-void WinogradParts::transform(const Kernels& kernels, const uint32_t* const* lines, int runs, ptrdiff_t stride,
-                              const Columns& columns) const {
-    for (int part = 0; part < COUNT; ++part) {
-        if (columns.whole()) {
-            kernels.winograd_input(lines, part, runs * stride + PAD, parts_[part]);
-            continue;
-        }
-        for (int run = 0; run < runs; ++run) {
-            const ptrdiff_t begin = run * stride + columns.begin();
-            const uint32_t* from[COUNT];
-            for (int i = 0; i < COUNT; ++i) from[i] = lines[i] + begin;
-            kernels.winograd_input(from, part, columns.units() * UNIT + 2 * PAD, parts_[part] + begin);
-        }
-    }
-}
-
 void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count,
-                   const Columns& columns, const WinogradParts& parts,
+                   const Columns& columns, uint32_t* scratch,
                    const std::function<Finish(int row, int phase)>& end) {
     const int units = columns.units();
     const ptrdiff_t begin = columns.begin();
     const auto taps_of = [&](int phase) { return taps_around(phase, convolution.taps() / 2, 1, phases, from.phase()); };
-    if (convolution.form() == Convolution::Form::direct) {
+    if (convolution.form() == Form::direct) {
         const int reach = convolution.lines() / 2;
         const uint32_t* lines[3];
         for (int row = first; row < first + count; ++row) {
@@ -235,21 +321,22 @@ void convolve_rows(const Convolution& convolution, const Rows& from, int phases,
         }
         return;
     }
+    const ptrdiff_t phase = from.phase();
+    const CellColumns around = {3 * phase - 1, 0, phase, 2 * phase, 3 * phase, 1};
     for (int row = first; row < first + count; row += 4) {
-        const uint32_t* lines[PARTS];
-        // From the pad before the first run on: shifted reads meet transformed zeros. Rows that only unwanted results
-        // read may not be there yet.
-        for (int i = 0; i < PARTS; ++i) {
+        const uint32_t* lines[6];
+        // Rows that only unwanted results read may not be there yet.
+        for (int i = 0; i < 6; ++i) {
             const int index = row + i - 1;
-            lines[i] = (index <= first + count ? from.read(index) : from.zero()) - PAD;
+            lines[i] = (index <= first + count ? from.read(index) : from.zero()) + begin;
         }
-        parts.transform(convolution.kernels(), lines, phases * from.groups(), from.stride(), columns);
-        for (int i = 0; i < PARTS; ++i) lines[i] = parts.part(i) + PAD + begin;
         const int row_count = std::min(4, first + count - row);
-        for (int phase = 0; phase < phases; ++phase) {
-            Finish rows[4];
-            for (int i = 0; i < row_count; ++i) rows[i] = columns.finish(end(row + i, phase));
-            convolution.winograd_rows(lines, taps_of(phase).data(), from.stride(), units, rows, row_count);
+        Finish ends[16];
+        for (int i = 0; i < row_count * phases; ++i) ends[i] = columns.finish(end(row + i / phases, i % phases));
+        if (convolution.form() == Form::pairs) {
+            convolution.pair_rows(lines, from.stride(), units, scratch, ends, row_count);
+        } else {
+            convolution.cell_rows(lines, around.data(), from.stride(), units, scratch, ends, row_count);
         }
     }
 }

@@ -20,13 +20,14 @@ struct Operand {
 
 class Convolution {
   public:
-    // How the weights are used: every product, or three rows in Winograd's form.
-    enum class Form { direct, winograd };
+    // `segments`: inputs lie in parts of so many channels, each of which fills whole words. Lines that read another map
+    // than their neighbours are given as lines, too. `panel`: outputs whose sums wait for each other, at most; a multiple
+    // of 12.
+    Convolution(const Kernels& kernels, const Operand& operand, Format input, Form form = Form::direct,
+                std::vector<int> segments = {}, int panel = WIDEST_PANEL);
 
-    // `segments`: inputs lie in parts of so many channels, each of which fills whole words; `result`: how the
-    // outputs will be packed. Lines that read another map than their neighbours are given as lines, too.
-    Convolution(const Kernels& kernels, const Operand& operand, Format input, Type result, Form form = Form::direct,
-                std::vector<int> segments = {});
+    // Whether a form gives what `direct` does: int8's sums must stay whole numbers of 32 bits.
+    static bool fits(const Kernels& kernels, const Operand& operand, Format input, Form form);
 
     const Kernels& kernels() const { return *kernels_; }
     const Format& input() const { return input_; }
@@ -35,10 +36,14 @@ class Convolution {
     int taps() const { return taps_; }
     int outputs() const { return outputs_; }
     int groups() const { return groups_; }
-    int blocks() const { return int(block_sizes_.size()); }
-    const std::vector<int>& block_sizes() const { return block_sizes_; }
+    // Outputs of each panel.
+    const std::vector<int>& panels() const { return panel_sizes_; }
     // Rows that are best computed together.
-    int rows_together() const { return form_ == Form::winograd ? 4 : 1; }
+    int rows_together() const { return form_ == Form::direct ? 1 : 4; }
+    // Words that it needs beside its maps.
+    size_t scratch_words() const {
+        return form_ == Form::direct ? 0 : winograd_scratch_words(form_, input_.type, groups_);
+    }
     // Rows of the map that this convolution reads, in memory from `arena` or at `words`. `zeros`: by type, see `Rows`.
     Rows rows(uint32_t* words, const uint32_t* const* zeros, int height, int capacity, int phases, int cells) const {
         return Rows(words, zeros[int(input_.type)], height, capacity, phases, groups_, input_, cells);
@@ -48,7 +53,8 @@ class Convolution {
         return rows(arena.take(row_words * std::min(capacity, height)), zeros, height, capacity, phases, cells);
     }
 
-    // Multiply-accumulates of a row of outputs, for each unit of cells, padding included.
+    // Multiply-accumulates of a row of outputs in a phase, for each unit of cells, padding included. Those of int8 in
+    // Winograd's form count twice, as instructions do half as many.
     double macs() const;
 
     // Adds scale, bias and number of outputs to `finish`.
@@ -56,11 +62,14 @@ class Convolution {
 
     // A row of outputs from `lines()` lines, each at cell 0 of group 0. Direct form only.
     void row(const uint32_t* const* lines, const ptrdiff_t* taps, ptrdiff_t group_stride, int units, const Finish& finish,
-             int first_block = 0, int last_block = -1) const;
+             int first_panel = 0, int last_panel = -1) const;
 
-    // Up to four rows of outputs from the six parts of their inputs. Winograd's form only.
-    void winograd_rows(const uint32_t* const* parts, const ptrdiff_t* taps, ptrdiff_t group_stride, int units, Finish* rows,
-                       int row_count) const;
+    // Up to four rows of outputs from six lines, in Winograd's form by pairs.
+    void pair_rows(const uint32_t* const* lines, ptrdiff_t group_stride, int units, uint32_t* scratch, Finish* rows,
+                   int row_count) const;
+    // Likewise by cells: `columns` are the words to the six columns around a cell's four, `pixels` row by row.
+    void cell_rows(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t group_stride, int units,
+                   uint32_t* scratch, Finish* pixels, int row_count) const;
 
     // As `row`, plus the largest of what `pooled` gives in four windows of the same map. Direct form only.
     void pooled_row(const uint32_t* const* lines, const ptrdiff_t* taps, const Convolution& pooled, const Window* four,
@@ -79,7 +88,7 @@ class Convolution {
     Form form_;
     int lines_, taps_, outputs_, groups_;
     bool tiles_;
-    std::vector<int> block_sizes_;
+    std::vector<int> block_sizes_, panel_blocks_, panel_sizes_;
     Memory words_;
     std::vector<int32_t> start_;
     std::vector<float> scale_, bias_;
@@ -92,30 +101,12 @@ using Taps = std::array<ptrdiff_t, 5>;
 
 Taps taps_around(int phase, int reach, int stride, int phases, ptrdiff_t phase_words);
 
-// Six lines of a map as the six parts of Winograd's form: the words from each line's first pad on.
-class WinogradParts {
-  public:
-    static constexpr int COUNT = 6;
-
-    WinogradParts() = default;
-    // `row_words`: of the widest row that is read.
-    WinogradParts(Arena& arena, size_t row_words) {
-        for (uint32_t*& part : parts_) part = arena.take(row_words);
-    }
-
-    // `runs`: of cells in a line, `stride` words apart.
-    void transform(const Kernels& kernels, const uint32_t* const* lines, int runs, ptrdiff_t stride,
-                   const Columns& columns) const;
-    const uint32_t* part(int number) const { return parts_[number]; }
-
-  private:
-    uint32_t* parts_[COUNT] = {};
-};
+// Words to the six columns from the last of the cell before to the first of the next, of a map with four columns a cell.
+using CellColumns = std::array<ptrdiff_t, 6>;
 
 // A convolution of stride 1, 1x1 or 3x3, for rows [first, first + count) of a map with `phases` columns a cell. `end` tells
-// what happens to the sums of a row and phase, as if all columns were wanted.
+// what happens to the sums of a row and phase, as if all columns were wanted. `scratch`: the convolution's.
 void convolve_rows(const Convolution& convolution, const Rows& from, int phases, int first, int count,
-                   const Columns& columns, const WinogradParts& parts,
-                   const std::function<Finish(int row, int phase)>& end);
+                   const Columns& columns, uint32_t* scratch, const std::function<Finish(int row, int phase)>& end);
 
 }  // namespace dssnet::cpu

@@ -8,13 +8,13 @@ Downsample::Downsample(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
       channels_(operands.sizes.in_channels),
       width_(operands.sizes.width),
-      stem_(operands.convolution(kernels, "downsample.stem", operands.input("downsample.1").type)),
-      strided_(operands.convolution(kernels, "downsample.strided", operands.input("downsample.1").type)),
-      top_(operands.convolution(kernels, "downsample.strided.top", Type::f32)),
-      left_(operands.convolution(kernels, "downsample.strided.left", Type::f32)),
-      corner_(operands.convolution(kernels, "downsample.strided.corner", Type::f32)),
-      second_(operands.convolution(kernels, "downsample.1", operands.input("downsample.2").type)),
-      third_(operands.convolution(kernels, "downsample.2", operands.input("extract.head").type)) {}
+      stem_(operands.convolution(kernels, "downsample.stem")),
+      strided_(operands.convolution(kernels, "downsample.strided")),
+      top_(operands.convolution(kernels, "downsample.strided.top")),
+      left_(operands.convolution(kernels, "downsample.strided.left")),
+      corner_(operands.convolution(kernels, "downsample.strided.corner")),
+      second_(operands.convolution(kernels, "downsample.1")),
+      third_(operands.convolution(kernels, "downsample.2")) {}
 
 size_t Downsample::zero_words(int cells) const {
     return std::max({Rows::words_of_row(PHASES, stem_.groups(), cells), Rows::words_of_row(4, second_.groups(), cells),

@@ -11,8 +11,8 @@ constexpr int TAP_ROWS = 2 * REACH + 1;
 
 Edges::Edges(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
-      tail_(operands.convolution(kernels, "edge.tail", Type::f32)),
-      last_(operands.convolution(kernels, "edge.last", Type::f32)),
+      tail_(operands.convolution(kernels, "edge.tail")),
+      last_(operands.convolution(kernels, "edge.last")),
       border_(operands.border(kernels, "edge.tail")) {}
 
 size_t Edges::zero_words(int cells) const { return Rows::words_of_row(COLUMNS, last_.groups(), cells) + PAD; }

@@ -1,12 +1,6 @@
 #include "extract.h"
 
 namespace dssnet::cpu {
-namespace {
-
-// The format that the first part of a layer reads; all its parts read the same.
-const Format& input_of(const Operands& operands, const LayerNames& layer) { return operands.input(layer.parts.front()); }
-
-}  // namespace
 
 int Extract::Layer::rows_together() const {
     int most = 1;
@@ -23,14 +17,14 @@ int Extract::Layer::reach() const {
 // Memory of the rings between the layers of a block, used by each block anew, and what convolutions need.
 struct Extract::Scratch {
     uint32_t* rings;
-    WinogradParts winograd;
+    uint32_t* winograd;
 };
 
 Extract::Extract(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
       features_(operands.sizes.features),
-      head_(operands.fastest(kernels, "extract.head", input_of(operands, operands.blocks.front().front()).type)),
-      winograd_(head_.rows_together() > 1) {
+      head_(operands.fastest(kernels, "extract.head", Form::pairs)),
+      winograd_words_(head_.scratch_words()) {
     for (size_t number = 0; number < operands.blocks.size(); ++number) {
         const BlockNames& names = operands.blocks[number];
         std::vector<Layer> layers;
@@ -38,17 +32,15 @@ Extract::Extract(const Kernels& kernels, const Operands& operands)
         for (size_t i = 0; i + 1 < names.size(); ++i) {
             Layer layer{{}, names[i].slope, {}};
             for (const std::string& part : names[i].parts) {
-                layer.parts.push_back(operands.fastest(kernels, part, input_of(operands, names[i + 1]).type, segments));
+                layer.parts.push_back(operands.fastest(kernels, part, Form::pairs, segments));
+                winograd_words_ = std::max(winograd_words_, layer.parts.back().scratch_words());
                 layer.channels.push_back(layer.parts.back().outputs());
             }
             segments = layer.channels;
-            winograd_ = winograd_ || layer.rows_together() > 1;
             layers.push_back(std::move(layer));
         }
-        const bool is_last = number + 1 == operands.blocks.size();
-        const Format next = is_last ? operands.fuse_input() : input_of(operands, operands.blocks[number + 1].front());
-        Convolution last = operands.fastest(kernels, names.back().parts.front(), next.type, segments);
-        winograd_ = winograd_ || last.rows_together() > 1;
+        Convolution last = operands.fastest(kernels, names.back().parts.front(), Form::pairs, segments);
+        winograd_words_ = std::max(winograd_words_, last.scratch_words());
         blocks_.push_back({std::move(layers), std::move(last)});
     }
 }
@@ -160,7 +152,7 @@ void Extract::run(const Plan& plan, const Maps& maps, const Member& member, floa
     }
     Scratch scratch;
     scratch.rings = arena.take(ring_words);
-    if (winograd_) scratch.winograd = WinogradParts(arena, zero_words(cells));
+    scratch.winograd = arena.take(winograd_words_);
     if (!arena.has_memory()) return;
 
     const auto features_of = [&](int row) { return maps.features + size_t(row - plan.head.rows.first) * features_ * width; };

@@ -84,7 +84,7 @@ class Extract {
     int features_;
     Convolution head_;
     std::vector<Block> blocks_;
-    bool winograd_;  // some convolution has its form
+    size_t winograd_words_;  // of the hungriest convolution
 };
 
 }  // namespace dssnet::cpu

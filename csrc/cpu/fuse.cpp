@@ -6,6 +6,7 @@ namespace dssnet::cpu {
 namespace {
 
 constexpr int NINE = 9;
+constexpr int SMOOTH_PANEL = 12;  // outputs whose nine products stay in a near cache
 
 // Which rows of values a cell's pixels read, per axis: value 0, 1, 2 (a, b, c) of cell -1, 0 or 1.
 struct Values {
@@ -42,43 +43,34 @@ Fuse::Fuse(const Kernels& kernels, const Operands& operands)
       smooth_slope_(operands.slopes.at("fuse.smooth")),
       reduce_slope_(operands.slopes.at("fuse.reduce")),
       edge_slope_(sizes_.edges ? operands.slopes.at("edge.first") : 1) {
-    const Type y = operands.input("segment.narrow").type;
     // The edge head's first convolution reads what `fuse.reduce` reads, in the same form and format.
-    struct Reader {
-        std::string name;
-        Type result;
-        std::vector<Convolution>& convolutions;
-    };
-    std::vector<Reader> readers = {{"fuse.reduce", y, reduce_}};
-    if (sizes_.edges) readers.push_back({"edge.first", operands.input("edge.tail").type, edge_});
+    std::vector<std::pair<std::string, std::vector<Convolution>*>> readers = {{"fuse.reduce", &reduce_}};
+    if (sizes_.edges) readers.emplace_back("edge.first", &edge_);
     if (sizes_.learned_upsampling) {
-        const Type shuffled = operands.input("fuse.smooth").type, smooth = operands.input("fuse.reduce").type;
         for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
-            mix_.push_back(operands.convolution(kernels, numbered("fuse.mix", pixel), shuffled));
+            mix_.push_back(operands.convolution(kernels, numbered("fuse.mix", pixel)));
         }
-        smooth_.push_back(operands.fastest(kernels, "fuse.smooth", smooth));
-        for (const Reader& one : readers) {
-            one.convolutions.push_back(operands.fastest(kernels, one.name, one.result));
+        smooth_.push_back(operands.fastest(kernels, "fuse.smooth", Form::cells));
+        for (const auto& [name, convolutions] : readers) {
+            convolutions->push_back(operands.fastest(kernels, name, Form::cells));
         }
         return;
     }
-    mix_.push_back(operands.convolution(kernels, "fuse.mix", Type::f32));
-    const Type values = operands.input("fuse.reduce.0").type;
+    mix_.push_back(operands.convolution(kernels, "fuse.mix"));
     for (int product = 0; product < NINE; ++product) {
-        // All nine have the same blocks: they are added up block by block.
-        smooth_.push_back(operands.convolution(kernels, numbered("fuse.smooth", product), values));
+        // All nine have the same panels: they are added up panel by panel.
+        smooth_.push_back(operands.convolution(kernels, numbered("fuse.smooth", product), SMOOTH_PANEL));
         factor_steps_.push_back(1 / smooth_.back().input().step);
     }
-    for (const Reader& one : readers) {
-        if (operands.winograd && values == Type::f32) {
-            for (int column = 0; column < PIXELS; ++column) {
-                const std::string name = numbered(one.name + ".column", column);
-                one.convolutions.push_back(operands.fastest(kernels, name, one.result));
-            }
+    bool by_cells = true;
+    for (const auto& [name, _] : readers) by_cells = by_cells && operands.has_form(kernels, name, Form::cells);
+    for (const auto& [name, convolutions] : readers) {
+        if (by_cells) {
+            convolutions->push_back(operands.fastest(kernels, name, Form::cells));
             continue;
         }
         for (int pixel = 0; pixel < PIXELS * PIXELS; ++pixel) {
-            one.convolutions.push_back(operands.convolution(kernels, numbered(one.name, pixel), one.result));
+            convolutions->push_back(operands.convolution(kernels, numbered(name, pixel)));
         }
     }
 }
@@ -93,19 +85,21 @@ size_t Fuse::zero_words(int cells) const {
 }
 
 double Fuse::macs() const {
-    // A convolution at 1/2 resolution gives 16 pixels a cell; those for one pixel or column of a cell are listed.
-    const double pixels = sizes_.learned_upsampling ? PIXELS * PIXELS : 1, rows = by_columns() ? PIXELS : 1;
+    // A convolution at 1/2 resolution gives 16 pixels a cell; those for one pixel are listed.
+    const double all = PIXELS * PIXELS, pixels = sizes_.learned_upsampling ? all : 1;
     double sum = 0;
     for (const Convolution& one : mix_) sum += one.macs();
     for (const Convolution& one : smooth_) sum += pixels * one.macs();
-    for (const Convolution& one : reduce_) sum += pixels * rows * one.macs();
+    for (const Convolution& one : reduce_) sum += (by_cells() ? all : pixels) * one.macs();
     return sum;
 }
 
-Fuse::Plan Fuse::plan(Range y, Range edges, const Groups& groups, const Columns& columns, int height, bool map) const {
+Fuse::Plan Fuse::plan(Range y, Range edges, const Groups& groups, const Columns& columns, int height, bool whole_cells,
+                      bool map) const {
     // What edges read of the outermost cells' maps has a part of the next cell's features.
-    const int beyond = edges.count() > 0 ? 1 : 0;
-    Plan plan{y, edges, {}, 0, Groups(0, 1), 0, columns, columns.wider(beyond)};
+    const int more = whole_cells ? 1 : 0, beyond = whole_cells || edges.count() > 0 ? 1 : 0;
+    const Columns of_values = columns.wider(more);
+    Plan plan{y, edges, {}, 0, Groups(0, 1), 0, columns, of_values, of_values.wider(beyond)};
     const int half = PIXELS * height;
     const auto cells_of = [](Range rows) -> Range { return {rows.first / PIXELS, (rows.last + PIXELS - 1) / PIXELS}; };
     const auto wider = [](Range rows, int end) { return rows.count() > 0 ? rows.wider(1, end) : rows; };
@@ -128,12 +122,12 @@ Fuse::Plan Fuse::plan(Range y, Range edges, const Groups& groups, const Columns&
     // in Winograd's form.
     const auto values_of = [&](Range rows) -> Range {
         if (rows.count() <= 0) return {};
-        if (by_columns()) return {rows.first / PIXELS - 1, (rows.last + PIXELS - 1) / PIXELS + 1};
+        if (by_cells()) return {rows.first / PIXELS - 1, (rows.last + PIXELS - 1) / PIXELS + 1};
         return {(rows.first + PIXELS - 1) / PIXELS - 1, rows.last / PIXELS + 1};
     };
     const Range of_y = values_of(y), of_edges = values_of(edges), values = around_both(of_y, of_edges);
     plan.first_value = std::max(values.first, 0);
-    plan.cells = around_both(of_y, by_columns() ? of_edges : wider(of_edges, height)).wider(0, height);
+    plan.cells = around_both(of_y, by_cells() ? of_edges : wider(of_edges, height)).wider(0, height);
     return plan;
 }
 
@@ -141,6 +135,7 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
                Edges::Run* edges, const uint32_t* const* zeros, Arena& arena)
     : fuse_(fuse),
       columns_(plan.columns),
+      of_values_(plan.of_values),
       of_features_(plan.of_features),
       shallow_(shallow),
       deep_(deep),
@@ -148,8 +143,6 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
       map_(map),
       edges_(edges),
       cells_(plan.columns.cells()),
-      units_(plan.columns.units()),
-      begin_(plan.columns.begin()),
       width_(round_up(cells_, UNIT)),
       y_rows_(arena.take_floats(map ? PIXELS * PIXELS * fuse.sizes_.y * width_ : 0)),
       wanted_y_(plan.y),
@@ -159,6 +152,8 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
       run_(run_words(cells_)) {
     const int height = shallow.height(), fused = fuse.sizes_.fused;
     const Convolution &smooth = fuse.smooth_.front(), &reduce = fuse.reduce_.front();
+    size_t scratch_words = std::max(smooth.scratch_words(), reduce.scratch_words());
+    if (!fuse.edge_.empty()) scratch_words = std::max(scratch_words, fuse.edge_.front().scratch_words());
     if (fuse.sizes_.learned_upsampling) {
         const int half = PIXELS * height;
         // Made in whole cells, so up to three rows early.
@@ -166,7 +161,7 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
         // Edges are made in whole cells, up to four rows after y.
         const int kept = reduce.rows_together() + 2 + (edges ? 4 : 0);
         smooth_ = reduce.rows(arena, zeros, half, kept, PIXELS, cells_);
-        winograd_ = WinogradParts(arena, std::max(shuffled_.row_words(), smooth_.row_words()));
+        winograd_ = arena.take(scratch_words);
         // Whole rows of cells: a pixel's convolutions read the same features.
         lower_ = Stream(plan.cells.first, height, [this](int row, int) { mix_row(row); });
         upper_ = Stream(plan.first_smooth, half, plan.smooth, [this](int row, int count) {
@@ -176,7 +171,7 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
                 finish.slope = fuse_.smooth_slope_;
                 return finish;
             };
-            convolve_rows(fuse_.smooth_.front(), shuffled_, PIXELS, row, count, columns_, winograd_, ending);
+            convolve_rows(fuse_.smooth_.front(), shuffled_, PIXELS, row, count, of_values_, winograd_, ending);
         });
         return;
     }
@@ -184,11 +179,10 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
     const size_t mixed_words = fused * run_ + PAD;
     mixed_rows_ = arena.take_floats(3 * mixed_words);
     zero_row_ = arena.take_floats(mixed_words);
-    products_ = arena.take_floats(size_t(NINE) * WIDEST_BLOCK * width_);
+    products_ = arena.take_floats(size_t(NINE) * SMOOTH_PANEL * width_);
     factors_ = smooth.rows(arena, zeros, 1, 1, NINE, cells_);
     values_ = reduce.rows(arena, zeros, height, 3, NINE, cells_);
-    // Of a cell's three columns of values.
-    if (fuse.by_columns()) winograd_ = WinogradParts(arena, 3 * values_.phase() + 2 * PAD);
+    winograd_ = arena.take(scratch_words);
     if (!arena.has_memory()) return;
     std::memset(mixed_rows_, 0, 3 * mixed_words * sizeof(float));
     std::memset(zero_row_, 0, mixed_words * sizeof(float));
@@ -223,34 +217,34 @@ void Fuse::Run::mix_row(int row) {
 }
 
 void Fuse::Run::values_row(int row) {
-    const int fused = fuse_.sizes_.fused, cells = cells_ - int(begin_);
+    const ptrdiff_t begin = of_values_.begin();
+    const int fused = fuse_.sizes_.fused, units = of_values_.units(), cells = cells_ - int(begin);
     lower_.need(row + 2);
     NinePacked factors = {{}, {}, factors_.stride(), factors_.format().type};
     NinePacked values = {{}, {}, values_.stride(), values_.format().type};
     for (int i = 0; i < NINE; ++i) {
-        factors.maps[i] = factors_.row(0) + i * factors_.phase() + begin_;
+        factors.maps[i] = factors_.row(0) + i * factors_.phase() + begin;
         factors.inverse_steps[i] = fuse_.factor_steps_[i];
-        values.maps[i] = values_.row(row) + i * values_.phase() + begin_;
+        values.maps[i] = values_.row(row) + i * values_.phase() + begin;
         values.inverse_steps[i] = 1 / values_.format().step;
     }
     const float* mixed[3];
-    for (int i = 0; i < 3; ++i) mixed[i] = mixed_row(row + i - 1) + begin_;
-    fuse_.kernels_.factors(mixed[0], mixed[1], mixed[2], fused, run_, units_, cells, factors);
+    for (int i = 0; i < 3; ++i) mixed[i] = mixed_row(row + i - 1) + begin;
+    fuse_.kernels_.factors(mixed[0], mixed[1], mixed[2], fused, run_, units, cells, factors);
     // Products are packed closely: only the units that are wanted.
-    const ptrdiff_t width = units_ * UNIT;
-    const Convolution& first = fuse_.smooth_.front();
-    for (int block = 0, begin = 0; block < first.blocks(); begin += first.block_sizes()[block++]) {
+    const ptrdiff_t width = units * UNIT, plane = SMOOTH_PANEL * width;
+    const std::vector<int>& panels = fuse_.smooth_.front().panels();
+    for (int panel = 0, first = 0; panel < int(panels.size()); first += panels[panel++]) {
         for (int product = 0; product < NINE; ++product) {
             const uint32_t* line = factors.maps[product];
             const ptrdiff_t here = 0;
             Finish finish;
-            // Outputs are counted from the first block's first.
-            finish.kept = products_ + (product * WIDEST_BLOCK - begin) * width, finish.kept_stride = width;
+            // Outputs are counted from the first panel's first.
+            finish.kept = products_ + product * plane - first * width, finish.kept_stride = width;
             finish.cells = cells;
-            fuse_.smooth_[product].row(&line, &here, factors_.stride(), units_, finish, block, block + 1);
+            fuse_.smooth_[product].row(&line, &here, factors_.stride(), units, finish, panel, panel + 1);
         }
-        const int count = first.block_sizes()[block];
-        fuse_.kernels_.combine(products_, begin, count, units_, cells, fuse_.smooth_slope_, values);
+        fuse_.kernels_.combine(products_, plane, first, panels[panel], units, cells, fuse_.smooth_slope_, values);
     }
 }
 
@@ -278,29 +272,26 @@ void Fuse::Run::export_y(int row) {
 // All four rows of y and of edges of a row of cells.
 void Fuse::Run::rows_of_cells(int row) {
     upper_.need(row + 2);
-    // The up-sampled map's rows around the cell: c of the cell before, a, b, b, c, a of the cell after.
-    constexpr int CELL[WinogradParts::COUNT] = {-1, 0, 0, 0, 0, 1}, VALUE[WinogradParts::COUNT] = {2, 0, 1, 1, 2, 0};
-    const uint32_t* lines[WinogradParts::COUNT];
-    for (int i = 0; i < WinogradParts::COUNT; ++i) {
-        lines[i] = values_.read(row + CELL[i]) + 3 * VALUE[i] * values_.phase() - PAD;
+    // The up-sampled map's rows around the cell: c of the cell before, a, b, b, c, a of the cell after. So are its columns.
+    constexpr int CELL[] = {-1, 0, 0, 0, 0, 1}, VALUE[] = {2, 0, 1, 1, 2, 0};
+    const uint32_t* lines[6];
+    CellColumns columns;
+    for (int i = 0; i < 6; ++i) {
+        lines[i] = values_.read(row + CELL[i]) + 3 * VALUE[i] * values_.phase() + columns_.begin();
+        columns[i] = VALUE[i] * values_.phase() + CELL[i];
     }
-    winograd_.transform(fuse_.kernels_, lines, 3 * values_.groups(), values_.stride(), columns_);
-    for (int i = 0; i < WinogradParts::COUNT; ++i) lines[i] = winograd_.part(i) + PAD + begin_;
-    const auto convolve = [&](const std::vector<Convolution>& columns, const auto& end) {
-        for (int phase = 0; phase < PIXELS; ++phase) {
-            const Taps taps = value_taps(phase, values_.phase());
-            Finish rows[PIXELS];
-            for (int i = 0; i < PIXELS; ++i) rows[i] = columns_.finish(end(PIXELS * row + i, phase));
-            columns[phase].winograd_rows(lines, taps.data(), values_.stride(), units_, rows, PIXELS);
-        }
+    const auto convolve = [&](const Convolution& convolution, const auto& end) {
+        Finish pixels[PIXELS * PIXELS];
+        for (int i = 0; i < PIXELS * PIXELS; ++i) pixels[i] = columns_.finish(end(PIXELS * row + i / PIXELS, i % PIXELS));
+        convolution.cell_rows(lines, columns.data(), values_.stride(), columns_.units(), winograd_, pixels, PIXELS);
     };
     const Range rows = {PIXELS * row, PIXELS * (row + 1)};
     if (rows.last > wanted_y_.first && rows.first < wanted_y_.last) {
-        convolve(fuse_.reduce_, [&](int at, int phase) { return y_ending(at, phase); });
+        convolve(fuse_.reduce_.front(), [&](int at, int phase) { return y_ending(at, phase); });
         for (int i = rows.first; i < rows.last; ++i) export_y(i);
     }
     if (rows.last > wanted_edges_.first && rows.first < wanted_edges_.last) {
-        convolve(fuse_.edge_, [&](int at, int phase) { return edge_ending(at, phase); });
+        convolve(fuse_.edge_.front(), [&](int at, int phase) { return edge_ending(at, phase); });
         edges_->take(rows.first, PIXELS);
     }
 }
@@ -312,12 +303,12 @@ void Fuse::Run::pixel_row(const std::vector<Convolution>& pixels, int row, const
     const Values& down = VALUES[row % PIXELS];
     const uint32_t* lines[3];
     for (int i = 0; i < down.count; ++i) {
-        lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase() + begin_;
+        lines[i] = values_.read(cell + down.cell[i]) + 3 * down.value[i] * values_.phase() + columns_.begin();
     }
     for (int phase = 0; phase < PIXELS; ++phase) {
         const Taps taps = value_taps(phase, values_.phase());
         const Finish finish = columns_.finish(end(row, phase));
-        pixels[row % PIXELS * PIXELS + phase].row(lines, taps.data(), values_.stride(), units_, finish);
+        pixels[row % PIXELS * PIXELS + phase].row(lines, taps.data(), values_.stride(), columns_.units(), finish);
     }
 }
 
@@ -339,12 +330,12 @@ void Fuse::Run::make_edges(bool all) {
 }
 
 void Fuse::Run::finish_edges() {
-    if (!fuse_.by_columns()) return make_edges(true);
+    if (!fuse_.by_cells()) return make_edges(true);
     for (; PIXELS * next_cells_ < wanted_edges_.last; ++next_cells_) rows_of_cells(next_cells_);
 }
 
 void Fuse::Run::make(int first, int count) {
-    if (fuse_.by_columns()) {
+    if (fuse_.by_cells()) {
         for (; PIXELS * next_cells_ < first + count; ++next_cells_) rows_of_cells(next_cells_);
         return;
     }

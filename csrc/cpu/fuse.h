@@ -25,24 +25,32 @@ class Fuse {
     // Multiply-accumulates for a row of cells, for each unit of them.
     double macs() const;
     // Rows of y that may be made before they are asked for.
-    int rows_early() const { return by_columns() ? 3 : 0; }
+    int rows_early() const { return by_cells() ? 3 : 0; }
 
     // Rows of the edge head's first convolution that are made together.
     int edge_rows_together() const {
-        return sizes_.edges && edge_.front().form() == Convolution::Form::winograd ? PIXELS : 1;
+        return sizes_.edges && edge_.front().form() == Form::cells ? PIXELS : 1;
+    }
+
+    // Whether some convolution computes the columns of a cell together.
+    bool in_whole_cells() const {
+        const auto is = [](const std::vector<Convolution>& some) { return !some.empty() && some.front().form() == Form::cells; };
+        return is(smooth_) || is(reduce_) || is(edge_);
     }
 
     // Which rows are computed for rows of y that are made in such groups, and for rows of the edge head's first
     // convolution; either may be none. Columns are the same for all maps at 1/2 resolution: where only those pixels of a
-    // cell are wanted that face its neighbour, y reads nothing beyond the cell, and edges of the features alone.
+    // cell are wanted that face its neighbour, y reads nothing beyond the cell, and edges of the features alone. With
+    // `whole_cells` each map is computed for a cell more to either side than what reads it.
     struct Plan {
         Range y, edges, cells;  // cells: rows of shallow and deep features
         int first_value;        // nearest: row of cells
         Groups smooth;          // learned: groups of the rows of the map after the smoothing convolution,
         int first_smooth;       // and its first row
-        Columns columns, of_features;
+        Columns columns, of_values, of_features;  // of y and edges, of what they read, and of what that is made of
     };
-    Plan plan(Range y, Range edges, const Groups& groups, const Columns& columns, int height, bool map = false) const;
+    Plan plan(Range y, Range edges, const Groups& groups, const Columns& columns, int height, bool whole_cells,
+              bool map = false) const;
 
     // Makes rows of y for one member of a team.
     class Run {
@@ -71,12 +79,12 @@ class Fuse {
         void export_y(int row);
 
         const Fuse& fuse_;
-        const Columns columns_, of_features_;
+        const Columns columns_, of_values_, of_features_;
         const Rows &shallow_, &deep_, &y_;
         float* map_;
         Edges::Run* edges_;
-        const int cells_, units_;
-        const ptrdiff_t begin_, width_;
+        const int cells_;
+        const ptrdiff_t width_;
         float* y_rows_;  // [pixel row of a cell][phase][channel][cells], where a map is asked for
         const Range wanted_y_, wanted_edges_;
         int next_cells_;  // row of cells whose rows of y and edges are made next, where they are made together,
@@ -89,7 +97,7 @@ class Fuse {
 
         // Learned: the up-sampled map before and after the smoothing convolution.
         Rows shuffled_, smooth_;
-        WinogradParts winograd_;
+        uint32_t* winograd_;
 
         Stream lower_, upper_;  // nearest: mixed, values; learned: shuffled, smooth
         float* mixed_row(int row) const;
@@ -98,10 +106,8 @@ class Fuse {
   private:
     // Rows of y that are made together; where they are also wanted as floats, one.
     int rows_together(bool map) const { return map ? 1 : reduce_.front().rows_together(); }
-    // Whether a cell's four rows of y are made together, in Winograd's form.
-    bool by_columns() const {
-        return !sizes_.learned_upsampling && reduce_.front().form() == Convolution::Form::winograd;
-    }
+    // Whether all pixels of a cell are made together from its values, in Winograd's form.
+    bool by_cells() const { return !sizes_.learned_upsampling && reduce_.front().form() == Form::cells; }
 
     static constexpr int PIXELS = 4;  // of a cell at 1/2 resolution, a side
 
@@ -111,7 +117,7 @@ class Fuse {
     std::vector<Convolution> mix_;     // one; with learned up-sampling one for each of a cell's pixels
     std::vector<Convolution> smooth_;  // nine products, the first with the bias; with learned up-sampling one convolution
     std::vector<float> factor_steps_;  // inverse, of int8
-    // One for each of a cell's pixels, or in Winograd's form for each of its columns; with learned up-sampling one.
+    // One for each of a cell's pixels; in Winograd's form, or with learned up-sampling, one.
     std::vector<Convolution> reduce_;
     std::vector<Convolution> edge_;  // likewise; none without an edge head
 };

@@ -12,6 +12,7 @@ namespace dssnet::cpu {
 // is compiled for an instruction set runs before the processor is known to have it, not even to tell its name.
 extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels;
+extern const Kernels avx_vnni_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_vnni_kernels;
 extern const Kernels avx512_bf16_kernels;
@@ -24,6 +25,7 @@ struct InstructionSet {
     const Kernels* kernels;
     bool runs_here;       // the processor has it, and a first try found nothing wrong
     std::string problem;  // what it found; not empty only where the processor has it
+    bool fast_bf16;       // its instructions for bfloat16 are faster here than float32
 };
 
 // Those that were compiled, slowest first; the first runs everywhere. The others that the processor has are tried once:

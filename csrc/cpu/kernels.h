@@ -18,17 +18,19 @@ namespace dssnet::cpu {
 constexpr int UNIT = 16;         // cells that are always computed together
 constexpr int PAD = 16;          // words before and after each run of cells: one would do, but 64 bytes keep alignment
 constexpr int WIDEST_BLOCK = 16; // outputs that any instruction set computes together, at most
+constexpr int WIDEST_PANEL = 48; // outputs whose sums wait for each other, at most: all of a word end together
 constexpr int PHASES = 8;        // columns of an image in a cell
 
 constexpr int TILE = 16;         // words in a row of a tile, and rows of it, at most
 
-enum class Type { f32, bf16, i8 };
-constexpr int TYPES = 3;
+// wide_bf16: values of bfloat16 as float32, for processors that multiply nothing narrower.
+enum class Type { f32, bf16, i8, wide_bf16 };
+constexpr int TYPES = 4;
 
 // `static`, for every file that includes this is compiled for another instruction set: a shared copy
 // could be one that this processor cannot run.
 static constexpr int channels_per_word(Type type) {
-    return type == Type::f32 ? 1 : type == Type::bf16 ? 2 : 4;
+    return type == Type::bf16 ? 2 : type == Type::i8 ? 4 : 1;
 }
 
 // Four channels of zero: int8 values q are stored as q + 128, unsigned.
@@ -46,6 +48,21 @@ static constexpr int tile_begin(int groups, int step_groups, int step) {
     return (step + 1) * step_groups <= groups ? step * step_groups : groups - step_groups;
 }
 
+// Winograd's form of 3x3 convolutions gives four rows at once, from six, and across `pairs` of cells or the four columns of
+// `cells`. So many parts are multiplied, each by weights of its own.
+enum class Form { direct, pairs, cells };
+static constexpr int parts_of(Form form) { return form == Form::pairs ? 24 : form == Form::cells ? 36 : 1; }
+constexpr int PART_LANES = 16;      // words of a part that are computed together: of 16 cells, or of 16 pairs of them
+constexpr int WINOGRAD_PANEL = 24;  // outputs of a panel, at most: sums of all parts stay in a near cache
+
+// Words of a map in a part: int8 becomes whole numbers of 16 bits.
+static constexpr int part_words(Type type) { return type == Type::i8 ? 2 : 1; }
+
+// What a convolution in Winograd's form needs beside its maps: parts, their sums, and the results of a panel.
+static constexpr size_t winograd_scratch_words(Form form, Type type, int groups) {
+    return (size_t(parts_of(form)) * (groups * part_words(type) + WINOGRAD_PANEL) + 16 * WINOGRAD_PANEL) * PART_LANES;
+}
+
 // What a convolution reads for one row of outputs: lines times taps words for each group and cell.
 struct Window {
     const uint32_t* const* lines;  // cell 0 of group 0
@@ -58,12 +75,14 @@ struct Window {
 
 // Packed weights; see `Convolution`.
 struct Weights {
-    const uint32_t* words;    // [block][line][group][tap][output of the block], or in tiles
-    bool tiles;               // [block][line][tap][step][output of the block][group of the step]
-    const int32_t* start;     // int8: what sums start from, for inputs are 128 too large; else null
-    const int* block_sizes;   // outputs of each block
-    int block_count;
-    size_t words_per_output;  // lines * groups * taps, of one part in Winograd's form; in tiles the groups of all steps
+    const uint32_t* words;     // [block][line][group][tap][output of the block], or in tiles; in Winograd's form [panel]
+                               // [part][block][group][output of the block]
+    bool tiles;                // [block][line][tap][step][output of the block][group of the step]
+    const int32_t* start;      // int8: what sums start from, for inputs are 128 too large; else null
+    const int* block_sizes;    // outputs of each block
+    const int* panel_blocks;   // blocks of each panel; outputs of all but the last are whole words
+    int panel_count;
+    size_t words_per_output;   // lines * groups * taps, or parts * groups; in tiles the groups of all steps
 };
 
 // What happens to sums: scale, bias, addend, PReLU; then they are kept, packed, or both.
@@ -95,24 +114,29 @@ struct NinePacked {
 struct Kernels {
     const char* name;
     const char* needs;  // what a processor must have, for messages
-    bool fast_bf16;     // bf16 has instructions of its own: faster than f32
-    bool fast_i8;
+    bool fast_bf16;     // bf16 has instructions of its own
+    bool fast_i8;       // int8 is faster than float32
     int widest_block[TYPES];  // outputs of a block, at most; TILE in tiles
+    int widest_part[TYPES];   // in Winograd's form
+    int weight_words[TYPES];  // that a word of a map is multiplied by: two where bytes are widened
     int tiles_from[TYPES];    // groups from which on a convolution's weights are wanted in tiles; 0 is never
 
-    // Blocks [first_block, last_block) of a row of outputs, `units` units of cells.
-    void (*convolve[TYPES])(const Window&, const Weights&, int first_block, int last_block, int units, const Finish&);
+    // Panels [first_panel, last_panel) of a row of outputs, `units` units of cells. Null for what has no instructions.
+    void (*convolve[TYPES])(const Window&, const Weights&, int first_panel, int last_panel, int units, const Finish&);
 
     // The same end for sums that are there already: float [outputs][cells].
     void (*finish)(const float* sums, ptrdiff_t stride, int units, const Finish&);
 
-    // Winograd's F(4, 3) down the columns, float32: part `part` of six, from six lines of `words` words; and up to four
-    // rows of outputs from a window of the six parts, whose weights follow each other.
-    void (*winograd_input)(const uint32_t* const* lines, int part, size_t words, uint32_t* result);
-    void (*winograd)(const Window& parts, const Weights&, int units, const Finish* rows, int row_count);
+    // Winograd's form, up to four rows of outputs from six lines at cell 0 of group 0; null where nothing is gained. `scratch`:
+    // winograd_scratch_words. By pairs: maps with one column a cell. By cells: `columns` are the words from there to the six
+    // columns that a cell's four are computed from; `pixels`: of each row its four.
+    void (*winograd_pairs[TYPES])(const uint32_t* const* lines, ptrdiff_t stride, int groups, const Weights&, int units,
+                                  uint32_t* scratch, const Finish* rows, int row_count);
+    void (*winograd_cells[TYPES])(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t stride, int groups,
+                                  const Weights&, int units, uint32_t* scratch, const Finish* pixels, int row_count);
 
     // A row of outputs plus the largest of what a second convolution gives in four windows, without its bias. Both have
-    // the same blocks.
+    // the same blocks and panels.
     void (*convolve_pooled[TYPES])(const Window&, const Weights&, const Window* four, const Weights& pooled,
                                    const float* pooled_scale, int units, const Finish&);
 
@@ -128,8 +152,8 @@ struct Kernels {
     void (*factors)(const float* before, const float* here, const float* after, int channels, ptrdiff_t stride,
                     int units, int cells, const NinePacked&);
 
-    // A cell's nine values from nine products [9][count][16 * units] of outputs [first, first + count).
-    void (*combine)(const float* products, int first, int count, int units, int cells, float slope,
+    // A cell's nine values from nine products [count][16 * units] of outputs [first, first + count), `plane` words apart.
+    void (*combine)(const float* products, ptrdiff_t plane, int first, int count, int units, int cells, float slope,
                     const NinePacked&);
 
     // A row of answers, 8 * cells pixels, from logits [pair of phases][phase of the pair][class][cells].

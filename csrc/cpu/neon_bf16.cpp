@@ -14,7 +14,7 @@ namespace {
 struct DotBF16 {
     using Sum = float32x4_t;
     using Input = bfloat16x8_t;
-    static constexpr int lanes = 4, units = 1, widest = 6;
+    static constexpr int vectors = 4, widest = 6, weight_words = 1;
     static Sum start(const int32_t*) { return vdupq_n_f32(0); }
     static Input load(const uint32_t* words) { return vreinterpretq_bf16_u32(vld1q_u32(words)); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {
@@ -29,6 +29,6 @@ struct DotBF16 {
 
 namespace dssnet::cpu {
 
-constexpr Kernels neon_bf16_kernels = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, true);
+constexpr Kernels neon_bf16_kernels = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true);
 
 }  // namespace dssnet::cpu

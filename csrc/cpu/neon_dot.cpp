@@ -7,8 +7,9 @@
 namespace {
 
 #include "neon_vectors.h"
-#include "neon_halves.h"
 #include "neon_sdot.h"
+
+using DotBF16 = void;
 
 }  // namespace
 
@@ -16,6 +17,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-constexpr Kernels neon_dot_kernels = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", false, true);
+constexpr Kernels neon_dot_kernels = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", true);
 
 }  // namespace dssnet::cpu

@@ -37,7 +37,7 @@ void Network::give_back(std::unique_ptr<Memory> memory) const {
 
 Segment::Plan Network::segment_plan(const Run& run, Range rows) const {
     const int half = COLUMNS * (run.height / PHASES);
-    return segment_.plan({COLUMNS * rows.first, COLUMNS * rows.last}, run.columns(), half);
+    return segment_.plan({COLUMNS * rows.first, COLUMNS * rows.last}, run.columns(), half, in_whole_cells());
 }
 
 Edges::Plan Network::edge_plan(const Run& run, Range rows) const {
@@ -50,7 +50,7 @@ Fuse::Plan Network::fuse_plan(const Run& run, Range rows) const {
     const Segment::Plan segment = segment_plan(run, rows);
     const Range y = run.makes_edges() && !run.makes_answer() ? Range{} : segment.y;
     const Range edges = run.makes_edges() ? edge_plan(run, rows).first : Range{};
-    return fuse_.plan(y, edges, segment.y_groups, segment.around, run.height / PHASES);
+    return fuse_.plan(y, edges, segment.y_groups, segment.y_columns, run.height / PHASES, in_whole_cells());
 }
 
 Extract::Plan Network::extract_plan(const Run& run) const {
@@ -67,7 +67,7 @@ Network::Layout Network::layout(const Run& run, const Extract::Plan& plan) const
     layout.zeros = (layout.zeros + PAD - 1) / PAD * PAD;
     Arena counted;
     const uint32_t* const anything = counted.take(0);
-    const uint32_t* const zeros[TYPES] = {anything, anything, anything};
+    const uint32_t* const zeros[TYPES] = {anything, anything, anything, anything};
     extract_.maps(plan, zeros, fuse_.input(), counted);
     layout.shared = counted.used();
     layout.scratch = 0;
@@ -121,7 +121,7 @@ void Network::run_image(const Run& run, const Extract::Plan& plan, int image, co
         std::fill_n(bytes, layout.zeros, zero_word(Type::i8));
     }
     member.wait();
-    const uint32_t* const zeros[TYPES] = {plain, plain, bytes};
+    const uint32_t* const zeros[TYPES] = {plain, plain, bytes, plain};
     uint32_t* const scratch = shared + layout.shared + member.rank * layout.scratch;
     run_stages(run, plan, image, member, zeros, Arena(shared), Arena(scratch), nullptr);
 }
@@ -235,7 +235,7 @@ void Network::run_stages(const Run& run, const Extract::Plan& plan, int image, c
         if (edges && !most) fuse.finish_edges();
     } else {
         const Range rows = {COLUMNS * mine.first, COLUMNS * mine.last};
-        const Fuse::Plan plan = fuse_.plan(rows, {}, Groups(COLUMNS * height, 1), run.columns(), height, true);
+        const Fuse::Plan plan = fuse_.plan(rows, {}, Groups(COLUMNS * height, 1), run.columns(), height, in_whole_cells(), true);
         float* const map = of_image(run.y, half_map * sizes_.y);
         Fuse::Run fuse(fuse_, plan, maps.shallow, maps.deep, y, map, nullptr, zeros, arena);
         for (int row = rows.first; row < rows.last && !most; ++row) fuse.make(row, 1);

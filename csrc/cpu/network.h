@@ -63,6 +63,7 @@ class Network {
     };
     Layout layout(const Run& run, const Extract::Plan& plan) const;
     // What a share of the rows wants of the stages before.
+    bool in_whole_cells() const { return fuse_.in_whole_cells() || segment_.in_whole_cells(); }
     Segment::Plan segment_plan(const Run& run, Range rows) const;
     Edges::Plan edge_plan(const Run& run, Range rows) const;
     Fuse::Plan fuse_plan(const Run& run, Range rows) const;

@@ -41,7 +41,7 @@ struct Operands {
     std::map<std::string, Operand> convolutions;
     std::map<std::string, Format> inputs;  // of the convolutions
     std::map<std::string, float> slopes;
-    bool winograd = true;                  // where a convolution is in float32
+    bool winograd = true;                  // where it gains something
 
     const Operand& operand(const std::string& name) const { return convolutions.at(name); }
     const Format& input(const std::string& name) const { return inputs.at(name); }
@@ -49,21 +49,23 @@ struct Operands {
     // Of shallow and deep features.
     const Format& fuse_input() const { return input(sizes.learned_upsampling ? "fuse.mix.0" : "fuse.mix"); }
 
-    Convolution convolution(const Kernels& kernels, const std::string& name, Type result,
-                            std::vector<int> segments = {}) const {
-        return Convolution(kernels, operand(name), input(name), result, Convolution::Form::direct, std::move(segments));
+    Convolution convolution(const Kernels& kernels, const std::string& name, int panel = WIDEST_PANEL) const {
+        return Convolution(kernels, operand(name), input(name), Form::direct, {}, panel);
     }
     // The border of a composed convolution, in float32.
     Border border(const Kernels& kernels, const std::string& name) const {
-        const auto at = [&](const char* where) { return convolution(kernels, name + where, Type::f32); };
+        const auto at = [&](const char* where) { return convolution(kernels, name + where); };
         return {at(".top"),      at(".bottom"),    at(".left"),        at(".right"),
                 at(".top_left"), at(".top_right"), at(".bottom_left"), at(".bottom_right")};
     }
-    // A 3x3 convolution of stride 1 for `convolve_rows`, in the form that is best.
-    Convolution fastest(const Kernels& kernels, const std::string& name, Type result, std::vector<int> segments = {}) const {
-        const bool can = winograd && input(name).type == Type::f32 && operand(name).lines == 3;
-        return Convolution(kernels, operand(name), input(name), result,
-                           can ? Convolution::Form::winograd : Convolution::Form::direct, std::move(segments));
+    // Whether a 3x3 convolution of stride 1 is best in this one of Winograd's forms.
+    bool has_form(const Kernels& kernels, const std::string& name, Form form) const {
+        return winograd && Convolution::fits(kernels, operand(name), input(name), form);
+    }
+    // A convolution for `convolve_rows`, in the form that is best: `form` or direct.
+    Convolution fastest(const Kernels& kernels, const std::string& name, Form form, std::vector<int> segments = {}) const {
+        return Convolution(kernels, operand(name), input(name), has_form(kernels, name, form) ? form : Form::direct,
+                           std::move(segments));
     }
 };
 

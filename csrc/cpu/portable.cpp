@@ -4,7 +4,7 @@
 
 namespace {
 
-using dssnet::cpu::UNIT;
+constexpr int LANES = 4;
 
 typedef float Floats4 __attribute__((vector_size(16)));
 typedef int32_t Ints4 __attribute__((vector_size(16)));
@@ -31,34 +31,19 @@ float float_of(uint32_t bits) {
 struct DotF32 {
     using Sum = Floats4;
     using Input = Floats4;
-    static constexpr int lanes = 4, units = 1, widest = 4;
+    static constexpr int vectors = 2, widest = 4, weight_words = 1;
     static Sum start(const int32_t*) { return Floats4{}; }
     static Input load(const uint32_t* words) { return load_as<Floats4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) { return sum + input * float_of(*weight); }
     static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
 };
 
-struct DotBF16 {
-    using Sum = Floats4;
-    struct Input {
-        Floats4 low, high;
-    };
-    static constexpr int lanes = 4, units = 1, widest = 4;
-    static Sum start(const int32_t*) { return Floats4{}; }
-    static Input load(const uint32_t* words) {
-        const Words4 both = load_as<Words4>(words);
-        return {Floats4(both << 16), Floats4(both & 0xffff0000u)};
-    }
-    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
-        return sum + input.low * float_of(*weight << 16) + input.high * float_of(*weight & 0xffff0000u);
-    }
-    static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
-};
+using DotBF16 = void;
 
 struct DotI8 {
     using Sum = Ints4;
     using Input = Words4;
-    static constexpr int lanes = 4, units = 1, widest = 4;
+    static constexpr int vectors = 2, widest = 4, weight_words = 1;
     static Sum start(const int32_t* value) { return value ? Ints4{} + *value : Ints4{}; }
     static Input load(const uint32_t* words) { return load_as<Words4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {
@@ -70,12 +55,15 @@ struct DotI8 {
     static void store(uint32_t* words, Sum sum) { store_as(words, sum); }
 };
 
+// Integers are multiplied so slowly that nothing is gained.
+using DotI16 = void;
+
 }  // namespace
 
 #include "kernels.inl"
 
 namespace dssnet::cpu {
 
-constexpr Kernels portable_kernels = make_table("portable", "any processor", false, false);
+constexpr Kernels portable_kernels = make_table("portable", "any processor", false);
 
 }  // namespace dssnet::cpu

@@ -11,8 +11,8 @@ Segment::Segment(const Kernels& kernels, const Operands& operands)
     : kernels_(kernels),
       classes_(operands.sizes.classes),
       slope_(operands.slopes.at("segment.narrow")),
-      narrow_(operands.fastest(kernels, "segment.narrow", operands.input("segment.tail").type)),
-      tail_(operands.fastest(kernels, "segment.tail", Type::f32)),
+      narrow_(operands.fastest(kernels, "segment.narrow", Form::cells)),
+      tail_(operands.fastest(kernels, "segment.tail", Form::cells)),
       border_(operands.border(kernels, "segment.tail")) {}
 
 size_t Segment::zero_words(int cells) const {
@@ -23,13 +23,13 @@ Rows Segment::y_rows(Arena& arena, const uint32_t* const* zeros, int height, int
     return narrow_.rows(arena, zeros, height, narrow_.rows_together() + 2 + extra, COLUMNS, cells);
 }
 
-Segment::Plan Segment::plan(Range rows, const Columns& columns, int height) const {
+Segment::Plan Segment::plan(Range rows, const Columns& columns, int height, bool whole_cells) const {
     const int together = narrow_.rows_together();
     const Groups narrow_groups(Groups(height, tail_.rows_together()), 1, together);
     const Range narrow = narrow_groups.around(rows.wider(1, height));
-    // All that a pixel of the answer depends on lies within a cell of it.
-    return {rows, narrow_groups, Groups(narrow_groups, 1, together), narrow, narrow.wider(1, height),
-            columns, columns.wider(1)};
+    const Columns around = columns.wider(1);
+    return {rows,    narrow_groups, Groups(narrow_groups, 1, together), narrow, narrow.wider(1, height),
+            columns, around,        whole_cells ? around.wider(1) : around};
 }
 
 void Segment::run(const Plan& plan, const Rows& y, const std::function<void(int, int)>& make_y, int answer_row,
@@ -42,7 +42,7 @@ void Segment::run(const Plan& plan, const Rows& y, const std::function<void(int,
     float* const logits = arena.take_floats(together * row_logits);
     // What reads a unit from anywhere in the last row of logits reads into this, too.
     float* const edge = arena.take_floats(outputs * UNIT);
-    const WinogradParts winograd(arena, std::max(y.row_words(), narrow.row_words()));
+    uint32_t* const winograd = arena.take(std::max(narrow_.scratch_words(), tail_.scratch_words()));
     if (!arena.has_memory()) return;
 
     Stream y_rows(plan.y.first, height, plan.y_groups, make_y);

@@ -24,10 +24,13 @@ class Segment {
         Range rows;               // rows of logits
         Groups narrow_groups, y_groups;
         Range narrow, y;          // the first group of y may be there in part
-        Columns columns, around;  // of logits, and of all before them
+        Columns columns, around, y_columns;  // of logits, of the map before them, and of y
     };
-    // `rows`: at most the last group is there in part, where it is the image's last.
-    Plan plan(Range rows, const Columns& columns, int height) const;
+    // `rows`: at most the last group is there in part, where it is the image's last. `whole_cells`: some convolution at 1/2
+    // resolution computes the columns of a cell together, so that all of them depend on both neighbours. Otherwise all that
+    // a pixel of the answer depends on lies within a cell of it.
+    Plan plan(Range rows, const Columns& columns, int height, bool whole_cells) const;
+    bool in_whole_cells() const { return narrow_.form() == Form::cells || tail_.form() == Form::cells; }
 
     // `make_y(first, count)` makes rows of `y`, in order, from the plan's first on. The answer is that for the plan's
     // columns, and begins at row `answer_row` of logits. Scratch as for `Downsample::run`.

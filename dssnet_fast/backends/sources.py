@@ -58,6 +58,7 @@ class InstructionSet(NamedTuple):
 
 INSTRUCTION_SETS = {
     "avx2": InstructionSet(("x86_64",), ("-mavx2", "-mfma")),
+    "avx_vnni": InstructionSet(("x86_64",), ("-mavx2", "-mfma", "-mavxvnni")),
     "avx512": InstructionSet(("x86_64",), _WIDE),
     "avx512_vnni": InstructionSet(("x86_64",), (*_WIDE, "-mavx512vnni")),
     "avx512_bf16": InstructionSet(("x86_64",), _WIDE_BF16),

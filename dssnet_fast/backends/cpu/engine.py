@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dssnet_fast.backends import EDGES, check_output, new_answer
 from dssnet_fast.backends import PRECISIONS as DTYPES
-from dssnet_fast.backends.cpu.operands import operands
+from dssnet_fast.backends.cpu.operands import float_type, operands
 from dssnet_fast.backends.decisions import crop_image
 from dssnet_fast.backends.inputs import (
     check_features,
@@ -57,8 +57,7 @@ class CpuBackend:
         self.config = weights.config
         self.dtype = DTYPES[precision]
         self.instruction_set = instruction_set["name"]
-        exact_type = "bf16" if instruction_set["fast_bf16"] else "fp32"
-        found = operands(weights, precision, exact_type)
+        found = operands(weights, precision, float_type(precision, instruction_set["fast_bf16"]))
         self._channels = found.sizes
         self._network = native.CpuNetwork(
             instruction_set=self.instruction_set,

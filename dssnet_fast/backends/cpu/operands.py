@@ -80,13 +80,28 @@ class Operands:
     slopes: dict[str, float]
 
 
-def operands(folded: FoldedWeights, precision: str, exact_type: str) -> Operands:
+def float_type(precision: str, fast_bf16: bool) -> str:
+    """What is computed in that is not in int8.
+
+    Args:
+        precision: `fp32`, `bf16` or `int8`.
+        fast_bf16: Whether instructions for bfloat16 are faster than those for float32.
+
+    Returns:
+        `fp32`, `bf16`, or `wide_bf16`: float32 of weights and results that are rounded to bfloat16.
+    """
+    if precision == "bf16":
+        return "bf16" if fast_bf16 else "wide_bf16"
+    return "bf16" if precision == "int8" and fast_bf16 else "fp32"
+
+
+def operands(folded: FoldedWeights, precision: str, floating: str) -> Operands:
     """All convolutions of a network.
 
     Args:
         folded: The network.
         precision: `fp32`, `bf16` or `int8`.
-        exact_type: What int8 leaves alone is computed in: `bf16` or `fp32`.
+        floating: See `float_type`.
     """
     config = folded.config
     tensors = {name: value.double() for name, value in folded.tensors.items()}
@@ -101,7 +116,7 @@ def operands(folded: FoldedWeights, precision: str, exact_type: str) -> Operands
     if config.edge:
         found |= _edges(tensors, config)
         slopes.append("edge.first")
-    types = _Types(precision, exact_type, folded.quantisation)
+    types = _Types(floating, folded.quantisation if precision == "int8" else None)
     return Operands(
         sizes={
             "in_channels": config.in_channels,
@@ -123,9 +138,9 @@ def operands(folded: FoldedWeights, precision: str, exact_type: str) -> Operands
 class _Types:
     """What each convolution is computed in."""
 
-    def __init__(self, precision: str, exact_type: str, given: Quantisation | None) -> None:
-        self._type = precision if precision != "int8" else exact_type
-        self._given = given if precision == "int8" else None
+    def __init__(self, floating: str, given: Quantisation | None) -> None:
+        self._type = floating
+        self._given = given
         exact = set(given.exact) if given else set()
         # Both read the image, which is stored once.
         self._exact = exact | ({"downsample.stem"} if "downsample.0" in exact else set())
@@ -223,9 +238,8 @@ def _over_cells(tensors: Mapping[str, Tensor], name: str) -> dict[str, tuple[Ten
     for i, rows in enumerate(_PIXEL_TAPS):
         for j, columns in enumerate(_PIXEL_TAPS):
             found[f"{name}.{4 * i + j}"] = (taps[list(rows)][:, list(columns)], bias)
-    # The same with the kernel's rows as they are, for Winograd's form down the columns.
-    for j, columns in enumerate(_PIXEL_TAPS):
-        found[f"{name}.column.{j}"] = (taps[:3][:, list(columns)], bias)
+    # The same at 1/2 resolution, for Winograd's form.
+    found[name] = _convolution(tensors, name)
     return found
 
 

@@ -1,0 +1,82 @@
+// Vectors of cells as wide as the instruction set's registers: LANES floats or 32-bit words. Compilers make of them what
+// there is; wider ones they would keep in memory.
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));
+
+static_assert(UNIT % LANES == 0 && PAD % LANES == 0);
+
+template <class Vector>
+inline Vector load(const void* from) {
+    Vector value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <class Vector>
+inline void store(void* to, const Vector& value) {
+    __builtin_memcpy(to, &value, sizeof value);
+}
+
+inline Floats floats(float value) { return Floats{} + value; }
+inline Words words(uint32_t value) { return Words{} + value; }
+
+// The first `count` lanes as they are, the others as in `rest`.
+template <class Vector>
+inline Vector only_first(int count, Vector value, Vector rest) {
+    if (count >= LANES) return value;
+    Ints lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+    return lane < Ints{} + count ? value : rest;
+}
+
+// --- every second lane ---------------------------------------------------------------------------
+
+// Shuffles stay within 128 bits, where they are cheap: `even_lanes` and `odd_lanes` of two vectors that follow each other
+// give lanes in an order of their own, from which `first_of_pairs` and `second_of_pairs` make the natural order again.
+template <int first, int step>
+constexpr Words shuffle_mask() {
+    Words mask = {};
+    for (int i = 0; i < LANES; ++i) {
+        const int block = i / 4 * 4, place = i % 4;
+        // From two lanes of each vector, or by turns from both.
+        mask[i] = step == 2 ? block + first + place % 2 * 2 + (place >= 2 ? LANES : 0)
+                            : block + first + place / 2 + (place % 2 ? LANES : 0);
+    }
+    return mask;
+}
+
+#if defined(__clang__)
+template <int first, int step, size_t... lane>
+inline Words shuffled(Words one, Words other, std::index_sequence<lane...>) {
+    return __builtin_shufflevector(one, other, int(shuffle_mask<first, step>()[lane])...);
+}
+#endif
+
+template <int first, int step, class Vector>
+inline Vector shuffle(Vector one, Vector other) {
+#if defined(__clang__)
+    return (Vector)shuffled<first, step>((Words)one, (Words)other, std::make_index_sequence<LANES>());
+#else
+    return (Vector)__builtin_shuffle((Words)one, (Words)other, shuffle_mask<first, step>());
+#endif
+}
+
+template <class Vector>
+inline Vector even_lanes(Vector one, Vector other) {
+    return shuffle<0, 2>(one, other);
+}
+template <class Vector>
+inline Vector odd_lanes(Vector one, Vector other) {
+    return shuffle<1, 2>(one, other);
+}
+template <class Vector>
+inline Vector first_of_pairs(Vector even, Vector odd) {
+    return shuffle<0, 1>(even, odd);
+}
+template <class Vector>
+inline Vector second_of_pairs(Vector even, Vector odd) {
+    return shuffle<2, 1>(even, odd);
+}

@@ -1,0 +1,308 @@
+// 3x3 convolutions in Winograd's form (Lavin and Gray 2015): four rows of outputs at once by F(4, 3), and across by
+// F(2, 3) for pairs of cells or by F(4, 3) for the four columns of a cell. Rows of B^T and A^T are those for the points
+// 0, 1, -1, 2, -2 and infinity, and 0, 1, -1 and infinity.
+//
+// In float32, and from int8 exactly: inputs become whole numbers of 16 bits, and sums those of 32 bits that are a known
+// multiple of the convolution's, whatever overflows on the way.
+
+template <class Vector>
+inline void input_transform4(const Vector* d, Vector* r) {
+    r[0] = d[0] * 4 - d[2] * 5 + d[4];
+    const Vector a = d[4] - d[2] * 4, b = d[3] - d[1] * 4, c = d[4] - d[2], e = (d[3] - d[1]) * 2;
+    r[1] = a + b, r[2] = a - b;
+    r[3] = c + e, r[4] = c - e;
+    r[5] = d[1] * 4 - d[3] * 5 + d[5];
+}
+
+template <class Vector>
+inline void input_transform2(const Vector* d, Vector* r) {
+    r[0] = d[0] - d[2], r[1] = d[1] + d[2], r[2] = d[2] - d[1], r[3] = d[1] - d[3];
+}
+
+// Weights of whole numbers are larger than they should be by 4, 6, 6, 24, 24 and 1: results by 24.
+template <class Vector>
+inline void output_transform4(const Vector* m, Vector* y) {
+    constexpr bool integers = std::is_same_v<Vector, Words>;
+    Vector even1 = m[1] + m[2], odd1 = m[1] - m[2];
+    const Vector even2 = m[3] + m[4], odd2 = m[3] - m[4];
+    if constexpr (integers) even1 = even1 * 4, odd1 = odd1 * 4;
+    y[0] = (integers ? m[0] * 6 : m[0]) + even1 + even2;
+    y[1] = odd1 + odd2 * 2;
+    y[2] = even1 + even2 * 4;
+    y[3] = odd1 + odd2 * 8 + (integers ? m[5] * 24 : m[5]);
+}
+
+// Likewise by 1, 2, 2 and 1: results by 2.
+template <class Vector>
+inline void output_transform2(const Vector* m, Vector* y) {
+    constexpr bool integers = std::is_same_v<Vector, Words>;
+    y[0] = (integers ? m[0] * 2 : m[0]) + m[1] + m[2];
+    y[1] = m[1] - m[2] - (integers ? m[3] * 2 : m[3]);
+}
+
+// A multiple of 2^shift * odd, divided by it.
+template <int shift, uint32_t inverse_of_odd>
+inline Words divided(Words value) {
+    return (Words)((Ints)value >> shift) * inverse_of_odd;
+}
+
+// What float32 words are multiplied as.
+struct PartsF32 {
+    using Dot = DotF32;
+    using Input = Floats;
+    using Sums = Floats;
+    static constexpr int words = 1;  // of a part, for each word of the map
+    static Input input(Words word, int) { return (Input)word; }
+    static Sums divided_pairs(Sums sum) { return sum; }
+    static Sums divided_cells(Sums sum) { return sum; }
+};
+
+// Words of four bytes become two of channels 0 and 2, and 1 and 3.
+template <class DotOfShorts>
+struct PartsI8 {
+    using Dot = DotOfShorts;
+    using Input = Shorts;
+    using Sums = Words;  // signed, but free to overflow
+    static constexpr int words = 2;
+    static Input input(Words word, int number) {
+        return (Input)((number ? word >> 8 : word) & 0x00ff00ffu) - int16_t(128);
+    }
+    static Sums divided_pairs(Sums sum) { return divided<4, 0xaaaaaaabu>(sum); }  // 48 = 16 * 3
+    static Sums divided_cells(Sums sum) { return divided<6, 0x38e38e39u>(sum); }  // 576 = 64 * 9
+};
+
+// N outputs of one part for V vectors: the inner loop of everything here.
+template <class Dot, int N, int V>
+void sum_part(const uint32_t* input, int words, const uint32_t* weights, uint32_t* sums) {
+    typename Dot::Sum sum[N][V];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[n][v] = Dot::start(nullptr);
+    }
+    for (const uint32_t* end = input + words * PART_LANES; input < end; input += PART_LANES, weights += N) {
+        typename Dot::Input value[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) value[v] = Dot::load(input + v * LANES);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) sum[n][v] = Dot::dot(sum[n][v], value[v], weights + n);
+        }
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) Dot::store(sums + n * PART_LANES + v * LANES, sum[n][v]);
+    }
+}
+
+using SumPart = void (*)(const uint32_t*, int, const uint32_t*, uint32_t*);
+
+template <class Dot, int V>
+SumPart sum_part_of(int outputs) {
+#define DSSNET_CASE(N) \
+    case N:            \
+        return sum_part<Dot, (N <= Dot::widest ? N : 1), V>;
+    switch (outputs) { DSSNET_FOR_OUTPUTS(DSSNET_CASE) }
+#undef DSSNET_CASE
+    return nullptr;
+}
+
+// A panel's sums [part][output][PART_LANES] from parts [part][word][PART_LANES], of which `lanes` are wanted.
+template <class Dot>
+inline void sum_parts(int parts, const uint32_t* input, int words, int lanes, const int* sizes, int blocks, int outputs,
+                      const uint32_t* weights, size_t part_weights, uint32_t* sums) {
+    constexpr int V = Dot::vectors * LANES < PART_LANES ? Dot::vectors : PART_LANES / LANES;
+    for (int part = 0; part < parts; ++part) {
+        const uint32_t* from = input + size_t(part) * words * PART_LANES;
+        const uint32_t* of_block = weights + part * part_weights;
+        uint32_t* to = sums + part * outputs * PART_LANES;
+        for (int block = 0; block < blocks; ++block) {
+            const int size = sizes[block];
+            int lane = 0;
+            for (; lane + V * LANES <= lanes; lane += V * LANES) sum_part_of<Dot, V>(size)(from + lane, words, of_block, to + lane);
+            for (; lane < lanes; lane += LANES) sum_part_of<Dot, 1>(size)(from + lane, words, of_block, to + lane);
+            of_block += size * words, to += size * PART_LANES;
+        }
+    }
+}
+
+// --- pairs of cells ------------------------------------------------------------------------------
+
+constexpr int PAIR_PARTS = 6 * 4, PAIR_CELLS = 2 * PART_LANES;
+
+// Parts of `cells` cells, 16 or 32 of them, from six rows of a map.
+template <class Parts>
+void transform_pairs(const uint32_t* const* lines, ptrdiff_t stride, int groups, int cells, uint32_t* parts) {
+    const ptrdiff_t part = ptrdiff_t(groups) * Parts::words * PART_LANES;
+    for (int group = 0; group < groups; ++group) {
+        for (int lane = 0; 2 * lane < cells; lane += LANES) {
+            const ptrdiff_t at = group * stride + 2 * lane;
+            // Beyond the last unit there is nothing that may be read.
+            const bool both = 2 * lane + LANES < cells;
+            const auto pair = [&](const uint32_t* line, Words* two) {
+                two[0] = load<Words>(line);
+                two[1] = both ? load<Words>(line + LANES) : Words{};
+            };
+            Words near[4][6];
+            for (int row = 0; row < 6; ++row) {
+                Words two[2];
+                pair(lines[row] + at - 1, two);
+                near[0][row] = even_lanes(two[0], two[1]);
+                pair(lines[row] + at, two);
+                near[1][row] = even_lanes(two[0], two[1]), near[2][row] = odd_lanes(two[0], two[1]);
+                pair(lines[row] + at + 1, two);
+                near[3][row] = odd_lanes(two[0], two[1]);
+            }
+            for (int number = 0; number < Parts::words; ++number) {
+                using Input = typename Parts::Input;
+                Input across[4][6];
+                for (int row = 0; row < 6; ++row) {
+                    Input d[4], r[4];
+                    for (int i = 0; i < 4; ++i) d[i] = Parts::input(near[i][row], number);
+                    input_transform2(d, r);
+                    for (int i = 0; i < 4; ++i) across[i][row] = r[i];
+                }
+                uint32_t* to = parts + (group * Parts::words + number) * PART_LANES + lane;
+                for (int column = 0; column < 4; ++column) {
+                    Input r[6];
+                    input_transform4(across[column], r);
+                    for (int row = 0; row < 6; ++row) store(to + (column * 6 + row) * part, r[row]);
+                }
+            }
+        }
+    }
+}
+
+// Results [row][output][PAIR_CELLS] from the sums of all parts.
+template <class Parts>
+void results_of_pairs(const uint32_t* sums, int outputs, int lanes, uint32_t* results) {
+    using Sums = typename Parts::Sums;
+    const int part = outputs * PART_LANES;
+    for (int output = 0; output < outputs; ++output) {
+        for (int lane = 0; lane < lanes; lane += LANES) {
+            const uint32_t* from = sums + output * PART_LANES + lane;
+            Sums down[4][4];  // [column of the transform][row]
+            for (int column = 0; column < 4; ++column) {
+                Sums m[6];
+                for (int row = 0; row < 6; ++row) m[row] = load<Sums>(from + (column * 6 + row) * part);
+                output_transform4(m, down[column]);
+            }
+            for (int row = 0; row < 4; ++row) {
+                Sums m[4], y[2];
+                for (int column = 0; column < 4; ++column) m[column] = down[column][row];
+                output_transform2(m, y);
+                for (int i = 0; i < 2; ++i) y[i] = Parts::divided_pairs(y[i]);
+                uint32_t* to = results + (row * outputs + output) * PAIR_CELLS + 2 * lane;
+                store(to, first_of_pairs(y[0], y[1]));
+                store(to + LANES, second_of_pairs(y[0], y[1]));
+            }
+        }
+    }
+}
+
+template <class Parts, bool integers>
+void winograd_pairs(const uint32_t* const* lines, ptrdiff_t stride, int groups, const Weights& weights, int units,
+                    uint32_t* scratch, const Finish* rows, int row_count) {
+    const int words = groups * Parts::words;
+    uint32_t* const sums = scratch + PAIR_PARTS * words * PART_LANES;
+    uint32_t* const results = sums + PAIR_PARTS * WINOGRAD_PANEL * PART_LANES;
+    Packing packings[4];
+    for (int row = 0; row < row_count; ++row) packings[row] = packing_of(rows[row], units);
+    for (int cell = 0; cell < units * UNIT; cell += PAIR_CELLS) {
+        const int cells = units * UNIT - cell < PAIR_CELLS ? UNIT : PAIR_CELLS;
+        const int lanes = cells / 2 < LANES ? LANES : cells / 2;
+        const uint32_t* from[6];
+        for (int row = 0; row < 6; ++row) from[row] = lines[row] + cell;
+        transform_pairs<Parts>(from, stride, groups, cells, scratch);
+        for_panels(weights, 0, weights.panel_count, [&](int first, int outputs, const int* sizes, int blocks, const uint32_t* panel) {
+            sum_parts<typename Parts::Dot>(PAIR_PARTS, scratch, words, lanes, sizes, blocks, outputs, panel,
+                                           size_t(outputs) * words, sums);
+            results_of_pairs<Parts>(sums, outputs, lanes, results);
+            for (int row = 0; row < row_count; ++row) {
+                finish_sums<integers>(results + row * outputs * PAIR_CELLS, PAIR_CELLS, first, outputs, cell, cells,
+                                      packings[row], rows[row]);
+            }
+        });
+    }
+}
+
+// --- the four columns of a cell ------------------------------------------------------------------
+
+constexpr int CELL_PARTS = 6 * 6;
+
+template <class Parts>
+void transform_cells(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t stride, int groups, uint32_t* parts) {
+    const ptrdiff_t part = ptrdiff_t(groups) * Parts::words * PART_LANES;
+    for (int group = 0; group < groups; ++group) {
+        for (int number = 0; number < Parts::words; ++number) {
+            for (int lane = 0; lane < PART_LANES; lane += LANES) {
+                using Input = typename Parts::Input;
+                Input down[6][6];  // [row of the transform][column]
+                for (int column = 0; column < 6; ++column) {
+                    Input d[6], r[6];
+                    for (int row = 0; row < 6; ++row) {
+                        d[row] = Parts::input(load<Words>(lines[row] + columns[column] + group * stride + lane), number);
+                    }
+                    input_transform4(d, r);
+                    for (int row = 0; row < 6; ++row) down[row][column] = r[row];
+                }
+                uint32_t* to = parts + (group * Parts::words + number) * PART_LANES + lane;
+                for (int row = 0; row < 6; ++row) {
+                    Input r[6];
+                    input_transform4(down[row], r);
+                    for (int column = 0; column < 6; ++column) store(to + (column * 6 + row) * part, r[column]);
+                }
+            }
+        }
+    }
+}
+
+// Results [row][column][output][PART_LANES] from the sums of all parts.
+template <class Parts>
+void results_of_cells(const uint32_t* sums, int outputs, uint32_t* results) {
+    using Sums = typename Parts::Sums;
+    const int part = outputs * PART_LANES;
+    for (int output = 0; output < outputs; ++output) {
+        for (int lane = 0; lane < PART_LANES; lane += LANES) {
+            const int at = output * PART_LANES + lane;
+            Sums down[6][4];  // [column of the transform][row]
+            for (int column = 0; column < 6; ++column) {
+                Sums m[6];
+                for (int row = 0; row < 6; ++row) m[row] = load<Sums>(sums + (column * 6 + row) * part + at);
+                output_transform4(m, down[column]);
+            }
+            for (int row = 0; row < 4; ++row) {
+                Sums m[6], y[4];
+                for (int column = 0; column < 6; ++column) m[column] = down[column][row];
+                output_transform4(m, y);
+                for (int i = 0; i < 4; ++i) store(results + (4 * row + i) * part + at, Parts::divided_cells(y[i]));
+            }
+        }
+    }
+}
+
+template <class Parts, bool integers>
+void winograd_cells(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t stride, int groups,
+                    const Weights& weights, int units, uint32_t* scratch, const Finish* pixels, int row_count) {
+    const int words = groups * Parts::words;
+    uint32_t* const sums = scratch + CELL_PARTS * words * PART_LANES;
+    uint32_t* const results = sums + CELL_PARTS * WINOGRAD_PANEL * PART_LANES;
+    Packing packings[16];
+    for (int pixel = 0; pixel < 4 * row_count; ++pixel) packings[pixel] = packing_of(pixels[pixel], units);
+    for (int cell = 0; cell < units * UNIT; cell += UNIT) {
+        const uint32_t* from[6];
+        for (int row = 0; row < 6; ++row) from[row] = lines[row] + cell;
+        transform_cells<Parts>(from, columns, stride, groups, scratch);
+        for_panels(weights, 0, weights.panel_count, [&](int first, int outputs, const int* sizes, int blocks, const uint32_t* panel) {
+            sum_parts<typename Parts::Dot>(CELL_PARTS, scratch, words, PART_LANES, sizes, blocks, outputs, panel,
+                                           size_t(outputs) * words, sums);
+            results_of_cells<Parts>(sums, outputs, results);
+            for (int pixel = 0; pixel < 4 * row_count; ++pixel) {
+                finish_sums<integers>(results + pixel * outputs * PART_LANES, PART_LANES, first, outputs, cell, UNIT,
+                                      packings[pixel], pixels[pixel]);
+            }
+        });
+    }
+}
