@@ -1,6 +1,8 @@
 // What the files for AVX2 share. Each includes it into its own unnamed namespace.
 
 constexpr int LANES = 8;
+using NativeFloats = __m256;
+inline __m256 fused(__m256 a, float b, __m256 c) { return _mm256_fmadd_ps(a, _mm256_set1_ps(b), c); }
 
 inline __m256i load_words(const uint32_t* words) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)); }
 inline __m256i broadcast(const uint32_t* word) { return _mm256_set1_epi32(int(*word)); }
@@ -10,7 +12,7 @@ inline __m256i start_from(const int32_t* value) { return value ? _mm256_set1_epi
 struct DotF32 {
     using Sum = __m256;
     using Input = __m256;
-    static constexpr int vectors = 2, widest = 6, weight_words = 1;
+    static constexpr int vectors = 2, widest = 6, widest_part = 6, weight_words = 1;
     static Sum start(const int32_t*) { return _mm256_setzero_ps(); }
     static Input load(const uint32_t* words) { return _mm256_loadu_ps(reinterpret_cast<const float*>(words)); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

@@ -1,6 +1,8 @@
 // What the files for AVX-512 share. Each includes it into its own unnamed namespace.
 
 constexpr int LANES = 16;
+using NativeFloats = __m512;
+inline __m512 fused(__m512 a, float b, __m512 c) { return _mm512_fmadd_ps(a, _mm512_set1_ps(b), c); }
 
 inline __m512i load_words(const uint32_t* words) { return _mm512_loadu_si512(words); }
 inline __m512i broadcast(const uint32_t* word) { return _mm512_set1_epi32(int(*word)); }
@@ -11,7 +13,7 @@ inline void store_floats(uint32_t* words, __m512 sum) { _mm512_storeu_ps(words, 
 struct DotF32 {
     using Sum = __m512;
     using Input = __m512;
-    static constexpr int vectors = 2, widest = 14, weight_words = 1;
+    static constexpr int vectors = 2, widest = 14, widest_part = 14, weight_words = 1;
     static Sum start(const int32_t*) { return _mm512_setzero_ps(); }
     static Input load(const uint32_t* words) { return _mm512_loadu_ps(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

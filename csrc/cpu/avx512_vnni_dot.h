@@ -3,7 +3,7 @@
 struct DotI8 {
     using Sum = __m512i;
     using Input = __m512i;
-    static constexpr int vectors = 2, widest = 14, weight_words = 1;
+    static constexpr int vectors = 2, widest = 14, widest_part = 14, weight_words = 1;
     static Sum start(const int32_t* value) { return start_from(value); }
     static Input load(const uint32_t* words) { return load_words(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

@@ -12,7 +12,7 @@ namespace {
 struct DotI8 {
     using Sum = __m256i;
     using Input = __m256i;
-    static constexpr int vectors = 2, widest = 6, weight_words = 1;
+    static constexpr int vectors = 2, widest = 6, widest_part = 6, weight_words = 1;
     static Sum start(const int32_t* value) { return start_from(value); }
     static Input load(const uint32_t* words) { return load_words(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

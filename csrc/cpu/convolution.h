@@ -42,7 +42,7 @@ class Convolution {
     int rows_together() const { return form_ == Form::direct ? 1 : 4; }
     // Words that it needs beside its maps.
     size_t scratch_words() const {
-        return form_ == Form::direct ? 0 : winograd_scratch_words(form_, input_.type, groups_);
+        return form_ == Form::direct ? 0 : winograd_scratch_words(form_, input_.type, groups_, kernels_->part_lanes);
     }
     // Rows of the map that this convolution reads, in memory from `arena` or at `words`. `zeros`: by type, see `Rows`.
     Rows rows(uint32_t* words, const uint32_t* const* zeros, int height, int capacity, int phases, int cells) const {

@@ -9,10 +9,16 @@ inline Words rounded_to_bf16(Floats value) {
     return value == value ? rounded : words(0x7fc00000u);
 }
 
-// Rounded to the nearest integer, from `lowest` to 127, plus 128; in the lowest byte of each word.
-inline Words to_i8(Floats value, float inverse_step, float lowest) {
-    Floats q = value * inverse_step;
-    q = q > floats(lowest) ? q : floats(lowest);
+// How int8 rounds. Passed by value: what lies in memory would be loaded again after each store.
+struct Steps {
+    float inverse;
+    float lowest = -127;
+};
+
+// Rounded to the nearest integer, from the lowest to 127, plus 128; in the lowest byte of each word.
+inline Words to_i8(Floats value, Steps steps) {
+    Floats q = value * steps.inverse;
+    q = q > floats(steps.lowest) ? q : floats(steps.lowest);
     q = q < floats(127) ? q : floats(127);
     // The sum's last bits are those of the nearest integer plus 128.
     return (Words)(q + (12582912.0f + 128.0f)) & 0xffu;
@@ -21,20 +27,19 @@ inline Words to_i8(Floats value, float inverse_step, float lowest) {
 // Where packed values of a row go, and what is around them.
 struct Packing {
     Type type;
-    float inverse_step;
+    Steps steps;
     uint32_t* row;     // cell 0 of the first group
     ptrdiff_t stride;  // between groups
     int cells, units;
-    float lowest = -127;  // of int8
 };
 
 inline Packing packing_of(const Finish& f, int units) {
-    return {f.packed_type, f.inverse_step, f.packed, f.packed_stride, f.cells, units};
+    return {f.packed_type, {f.inverse_step}, f.packed, f.packed_stride, f.cells, units};
 }
 
 // A word of up to four channels, of which there are `count`.
 template <Type type>
-inline Words word_of(const Floats* values, int count, const Packing& to) {
+inline Words word_of(const Floats* values, int count, Steps steps) {
     if constexpr (type == Type::f32) return (Words)values[0];
     if constexpr (type == Type::wide_bf16) return rounded_to_bf16(values[0]);
     if constexpr (type == Type::bf16) {
@@ -44,36 +49,34 @@ inline Words word_of(const Floats* values, int count, const Packing& to) {
     if constexpr (type == Type::i8) {
         Words word = {};
         for (int k = 0; k < 4; ++k) {
-            word |= (k < count ? to_i8(values[k], to.inverse_step, to.lowest) : words(128u)) << (8 * k);
+            word |= (k < count ? to_i8(values[k], steps) : words(128u)) << (8 * k);
         }
         return word;
     }
 }
 
-// Zeros before the first cell and after the last. What follows is the next group's pad, which that group does not write
-// where only columns further right are wanted; or cells that nobody wants.
-inline void store_pads(uint32_t* run, Type type, int cell, const Packing& to) {
+// Of cells [cell, cell + cells) of a run, whose words are there already: zeros beyond the last cell, and in the pads before
+// the first and after the last. What follows is the next group's pad, which that group does not write where only columns
+// further right are wanted; or cells that nobody wants.
+inline void end_run(uint32_t* run, Type type, int cell, int cells, const Packing& to) {
     const Words zero = words(zero_word(type));
+    for (int i = to.cells - cell; i < cells; ++i) run[i] = zero[0];
     if (cell == 0) {
         for (int i = 0; i < PAD; i += LANES) store(run - PAD + i, zero);
     }
-    if (cell + LANES == to.units * UNIT) {
-        for (int i = 0; i < PAD; i += LANES) store(run + LANES + i, zero);
+    if (cell + cells == to.units * UNIT) {
+        for (int i = 0; i < PAD; i += LANES) store(run + cells + i, zero);
     }
-}
-
-// The word of channels from `channel`, the first of a word, for the vector from `cell` on.
-template <Type type>
-inline void pack_word(const Floats* values, int count, int channel, int cell, const Packing& to) {
-    uint32_t* run = to.row + channel / channels_per_word(type) * to.stride + cell;
-    store(run, only_first(to.cells - cell, word_of<type>(values, count, to), words(zero_word(type))));
-    store_pads(run, type, cell, to);
 }
 
 template <Type type>
 inline void pack_as(const Floats* values, int first, int count, int cell, const Packing& to) {
     constexpr int W = channels_per_word(type);
-    for (int n = 0; n < count; n += W) pack_word<type>(values + n, count - n, first + n, cell, to);
+    for (int n = 0; n < count; n += W) {
+        uint32_t* run = to.row + (first + n) / W * to.stride + cell;
+        store(run, word_of<type>(values + n, count - n, to.steps));
+        end_run(run, type, cell, LANES, to);
+    }
 }
 
 // Channels [first, first + count) of the vector from `cell` on; `first` is the first of a word.
@@ -89,21 +92,26 @@ inline void pack(const Floats* values, int first, int count, int cell, const Pac
 // --- sums ----------------------------------------------------------------------------------------
 
 // PReLU. What is no number stays none; of slopes up to 1 it is the larger of two.
+template <bool rising>
 inline Floats activate(Floats value, float slope) {
     const Floats scaled = value * slope;
-    if (slope <= 1.0f) return value < scaled ? scaled : value;
-    return value > Floats{} ? value : scaled;
+    return (rising ? value < scaled : value < Floats{}) ? scaled : value;
 }
 
-// Output `output` of the vector from `cell` on.
+inline Floats activate(Floats value, float slope) {
+    return slope <= 1.0f ? activate<true>(value, slope) : activate<false>(value, slope);
+}
+
+template <bool integers>
+inline Floats value_of(const uint32_t* sum, float scale) {
+    if constexpr (integers) return __builtin_convertvector(load<Ints>(sum), Floats) * scale;
+    return load<Floats>(sum);
+}
+
+// An output's sum: scaled, with its bias, addend and PReLU; kept where that is wanted.
 template <bool integers>
 inline Floats end_of_sum(const uint32_t* sum, int output, int cell, const Finish& f) {
-    Floats value;
-    if constexpr (integers) {
-        value = __builtin_convertvector(load<Ints>(sum), Floats) * f.scale[output];
-    } else {
-        value = load<Floats>(sum);
-    }
+    Floats value = value_of<integers>(sum, integers ? f.scale[output] : 1.0f);
     if (f.bias) value += f.bias[output];
     if (f.addend) value += load<Floats>(f.addend + output * f.addend_stride + cell);
     if (f.slope != 1.0f) value = activate(value, f.slope);
@@ -119,18 +127,40 @@ inline Floats end_of_sum(const uint32_t* sum, int output, int cell, const Finish
     return value;
 }
 
+// Sums that are packed, `cells` cells from `cell` on.
 template <bool integers, Type type>
 void finish_as(const uint32_t* sums, ptrdiff_t stride, int first, int count, int cell, int cells, const Packing& packing,
                const Finish& f) {
     constexpr int W = channels_per_word(type);
-    for (int n = 0; n < count; n += W) {
-        for (int c = 0; c < cells; c += LANES) {
-            Floats values[W];
-            for (int k = 0; k < W && n + k < count; ++k) {
-                values[k] = end_of_sum<integers>(sums + (n + k) * stride + c, first + n + k, cell + c, f);
+    // Most convolutions add a bias and are activated, and no more.
+    const Steps steps = packing.steps;
+    const float slope = f.slope;
+    const bool plain = f.bias && !f.addend && !f.kept && f.slope <= 1.0f;
+    const bool inside = cell > 0 && cell + cells < packing.units * UNIT && cell + cells <= packing.cells;
+    for (int n = 0; n < count; n += W, sums += W * stride) {
+        uint32_t* run = packing.row + (first + n) / W * packing.stride + cell;
+        if (plain && n + W <= count) {
+            float scale[W], bias[W];
+            for (int k = 0; k < W; ++k) {
+                scale[k] = integers ? f.scale[first + n + k] : 1.0f, bias[k] = f.bias[first + n + k];
             }
-            pack_word<type>(values, count - n, first + n, cell + c, packing);
+            for (int c = 0; c < cells; c += LANES) {
+                Floats values[W];
+                for (int k = 0; k < W; ++k) {
+                    values[k] = activate<true>(value_of<integers>(sums + k * stride + c, scale[k]) + bias[k], slope);
+                }
+                store(run + c, word_of<type>(values, W, steps));
+            }
+        } else {
+            for (int c = 0; c < cells; c += LANES) {
+                Floats values[W];
+                for (int k = 0; k < W && n + k < count; ++k) {
+                    values[k] = end_of_sum<integers>(sums + k * stride + c, first + n + k, cell + c, f);
+                }
+                store(run + c, word_of<type>(values, count - n, steps));
+            }
         }
+        if (!inside) end_run(run, type, cell, cells, packing);
     }
 }
 

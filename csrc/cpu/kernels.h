@@ -52,15 +52,14 @@ static constexpr int tile_begin(int groups, int step_groups, int step) {
 // `cells`. So many parts are multiplied, each by weights of its own.
 enum class Form { direct, pairs, cells };
 static constexpr int parts_of(Form form) { return form == Form::pairs ? 24 : form == Form::cells ? 36 : 1; }
-constexpr int PART_LANES = 16;      // words of a part that are computed together: of 16 cells, or of 16 pairs of them
 constexpr int WINOGRAD_PANEL = 24;  // outputs of a panel, at most: sums of all parts stay in a near cache
 
 // Words of a map in a part: int8 becomes whole numbers of 16 bits.
 static constexpr int part_words(Type type) { return type == Type::i8 ? 2 : 1; }
 
 // What a convolution in Winograd's form needs beside its maps: parts, their sums, and the results of a panel.
-static constexpr size_t winograd_scratch_words(Form form, Type type, int groups) {
-    return (size_t(parts_of(form)) * (groups * part_words(type) + WINOGRAD_PANEL) + 16 * WINOGRAD_PANEL) * PART_LANES;
+static constexpr size_t winograd_scratch_words(Form form, Type type, int groups, int part_lanes) {
+    return (size_t(parts_of(form)) * (groups * part_words(type) + WINOGRAD_PANEL) + 16 * WINOGRAD_PANEL) * part_lanes;
 }
 
 // What a convolution reads for one row of outputs: lines times taps words for each group and cell.
@@ -118,6 +117,7 @@ struct Kernels {
     bool fast_i8;       // int8 is faster than float32
     int widest_block[TYPES];  // outputs of a block, at most; TILE in tiles
     int widest_part[TYPES];   // in Winograd's form
+    int part_lanes;           // cells of a part, or pairs of them, that are computed together
     int weight_words[TYPES];  // that a word of a map is multiplied by: two where bytes are widened
     int tiles_from[TYPES];    // groups from which on a convolution's weights are wanted in tiles; 0 is never
 

@@ -1,9 +1,12 @@
 // The kernels of one instruction set. A file that includes this defines, in its own unnamed namespace,
 //
-//   constexpr int LANES;                   // 32-bit lanes of its vectors; divides UNIT
+//   constexpr int LANES;                                       // 32-bit lanes of its vectors; divides UNIT
+//   using NativeFloats;                                        // a vector of floats
+//   NativeFloats fused(NativeFloats a, float b, NativeFloats c);  // a * b + c
 //   struct DotF32, DotBF16, DotI8, DotI16 {
 //       using Sum, Input;                                      // vectors of LANES cells
 //       static constexpr int vectors, widest;                  // so many vectors and outputs, whose sums fit into registers
+//       static constexpr int widest_part;                      // outputs in Winograd's form, for PART_LANES cells
 //       static constexpr int weight_words;                     // for each word of channels
 //       static Sum start(const int32_t* value);                // sums that start from a value, or from 0 if null
 //       static Input load(const uint32_t*);
@@ -44,7 +47,7 @@ constexpr void add_convolutions(Kernels& table, Type type) {
 
 template <class Parts, bool integers>
 constexpr void add_winograd(Kernels& table, Type type) {
-    table.widest_part[int(type)] = Parts::Dot::widest;
+    table.widest_part[int(type)] = Parts::Dot::widest_part;
     table.winograd_pairs[int(type)] = winograd_pairs<Parts, integers>;
     table.winograd_cells[int(type)] = winograd_cells<Parts, integers>;
 }
@@ -52,6 +55,7 @@ constexpr void add_winograd(Kernels& table, Type type) {
 constexpr Kernels make_table(const char* name, const char* needs, bool fast_i8) {
     Kernels table = {};
     table.name = name, table.needs = needs;
+    table.part_lanes = PART_LANES;
     table.fast_bf16 = !std::is_void_v<DotBF16>, table.fast_i8 = fast_i8;
     for (const Type type : {Type::f32, Type::wide_bf16}) {
         add_convolutions<DotF32, false>(table, type);

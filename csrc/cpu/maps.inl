@@ -7,7 +7,7 @@ template <class Value>
 void image_row(int channels, int cells, Type type, uint32_t* row, ptrdiff_t stride, Value value) {
     const int units = (cells + UNIT - 1) / UNIT;
     // Byte 0 is -128.
-    Packing packing = {type, 128.0f, row, stride, cells, units, -128.0f};
+    Packing packing = {type, {128.0f, -128.0f}, row, stride, cells, units};
     for (int phase = 0; phase < PHASES; ++phase, packing.row += words_for(channels, type) * stride) {
         for (int begin = 0; begin < units * UNIT; begin += LANES) {
             Floats values[4];
@@ -62,7 +62,7 @@ void pool(const float* row, int phases, size_t words, bool maximum, float* resul
 }
 
 inline Packing packing_of(const NinePacked& to, int map, int cells, int units) {
-    return {to.type, to.inverse_steps[map], to.maps[map], to.stride, cells, units};
+    return {to.type, {to.inverse_steps[map]}, to.maps[map], to.stride, cells, units};
 }
 
 void factors(const float* before, const float* here, const float* after, int channels, ptrdiff_t stride, int units,

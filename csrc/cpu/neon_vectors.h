@@ -1,6 +1,8 @@
 // What the files for NEON share. Each includes it into its own unnamed namespace.
 
 constexpr int LANES = 4;
+using NativeFloats = float32x4_t;
+inline float32x4_t fused(float32x4_t a, float b, float32x4_t c) { return vfmaq_n_f32(c, a, b); }
 
 inline float32x4_t load_floats(const uint32_t* words) { return vreinterpretq_f32_u32(vld1q_u32(words)); }
 inline void store_floats(uint32_t* words, float32x4_t sum) { vst1q_u32(words, vreinterpretq_u32_f32(sum)); }
@@ -9,7 +11,7 @@ inline uint32x4_t broadcast(const uint32_t* word) { return vld1q_dup_u32(word); 
 struct DotF32 {
     using Sum = float32x4_t;
     using Input = float32x4_t;
-    static constexpr int vectors = 4, widest = 6, weight_words = 1;
+    static constexpr int vectors = 4, widest = 6, widest_part = 6, weight_words = 1;
     static Sum start(const int32_t*) { return vdupq_n_f32(0); }
     static Input load(const uint32_t* words) { return load_floats(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

@@ -10,6 +10,9 @@ typedef float Floats4 __attribute__((vector_size(16)));
 typedef int32_t Ints4 __attribute__((vector_size(16)));
 typedef uint32_t Words4 __attribute__((vector_size(16)));
 
+using NativeFloats = Floats4;
+Floats4 fused(Floats4 a, float b, Floats4 c) { return a * b + c; }
+
 template <class Vector>
 Vector load_as(const uint32_t* words) {
     Vector value;
@@ -31,7 +34,7 @@ float float_of(uint32_t bits) {
 struct DotF32 {
     using Sum = Floats4;
     using Input = Floats4;
-    static constexpr int vectors = 2, widest = 4, weight_words = 1;
+    static constexpr int vectors = 2, widest = 4, widest_part = 4, weight_words = 1;
     static Sum start(const int32_t*) { return Floats4{}; }
     static Input load(const uint32_t* words) { return load_as<Floats4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) { return sum + input * float_of(*weight); }
@@ -43,7 +46,7 @@ using DotBF16 = void;
 struct DotI8 {
     using Sum = Ints4;
     using Input = Words4;
-    static constexpr int vectors = 2, widest = 4, weight_words = 1;
+    static constexpr int vectors = 2, widest = 4, widest_part = 4, weight_words = 1;
     static Sum start(const int32_t* value) { return value ? Ints4{} + *value : Ints4{}; }
     static Input load(const uint32_t* words) { return load_as<Words4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

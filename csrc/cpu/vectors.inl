@@ -32,13 +32,18 @@ inline Vector only_first(int count, Vector value, Vector rest) {
     return lane < Ints{} + count ? value : rest;
 }
 
+// a * b + c, rounded once where there are instructions for that; of whole numbers, exact.
+inline Floats multiply_add(Floats a, float b, Floats c) { return (Floats)fused((NativeFloats)a, b, (NativeFloats)c); }
+inline Shorts multiply_add(Shorts a, int b, Shorts c) { return a * int16_t(b) + c; }
+inline Words multiply_add(Words a, int b, Words c) { return a * uint32_t(b) + c; }
+
 // --- every second lane ---------------------------------------------------------------------------
 
 // Shuffles stay within 128 bits, where they are cheap: `even_lanes` and `odd_lanes` of two vectors that follow each other
 // give lanes in an order of their own, from which `first_of_pairs` and `second_of_pairs` make the natural order again.
 template <int first, int step>
-constexpr Words shuffle_mask() {
-    Words mask = {};
+constexpr Ints shuffle_mask() {
+    Ints mask = {};
     for (int i = 0; i < LANES; ++i) {
         const int block = i / 4 * 4, place = i % 4;
         // From two lanes of each vector, or by turns from both.
@@ -50,17 +55,18 @@ constexpr Words shuffle_mask() {
 
 #if defined(__clang__)
 template <int first, int step, size_t... lane>
-inline Words shuffled(Words one, Words other, std::index_sequence<lane...>) {
+inline Floats shuffled(Floats one, Floats other, std::index_sequence<lane...>) {
     return __builtin_shufflevector(one, other, int(shuffle_mask<first, step>()[lane])...);
 }
 #endif
 
+// As floats, for which there are shuffles of two vectors.
 template <int first, int step, class Vector>
 inline Vector shuffle(Vector one, Vector other) {
 #if defined(__clang__)
-    return (Vector)shuffled<first, step>((Words)one, (Words)other, std::make_index_sequence<LANES>());
+    return (Vector)shuffled<first, step>((Floats)one, (Floats)other, std::make_index_sequence<LANES>());
 #else
-    return (Vector)__builtin_shuffle((Words)one, (Words)other, shuffle_mask<first, step>());
+    return (Vector)__builtin_shuffle((Floats)one, (Floats)other, shuffle_mask<first, step>());
 #endif
 }
 

@@ -5,13 +5,15 @@
 // In float32, and from int8 exactly: inputs become whole numbers of 16 bits, and sums those of 32 bits that are a known
 // multiple of the convolution's, whatever overflows on the way.
 
-template <class Vector>
-inline void input_transform4(const Vector* d, Vector* r) {
-    r[0] = d[0] * 4 - d[2] * 5 + d[4];
-    const Vector a = d[4] - d[2] * 4, b = d[3] - d[1] * 4, c = d[4] - d[2], e = (d[3] - d[1]) * 2;
-    r[1] = a + b, r[2] = a - b;
-    r[3] = c + e, r[4] = c - e;
-    r[5] = d[1] * 4 - d[3] * 5 + d[5];
+// One row of the parts at a time, for registers hold no more.
+template <class Vector, class Store>
+inline void input_transform4(const Vector* d, const Store& store) {
+    store(0, multiply_add(d[0], 4, multiply_add(d[2], -5, d[4])));
+    const Vector a = multiply_add(d[2], -4, d[4]), b = multiply_add(d[1], -4, d[3]);
+    store(1, a + b), store(2, a - b);
+    const Vector c = d[4] - d[2], e = d[3] - d[1];
+    store(3, multiply_add(e, 2, c)), store(4, multiply_add(e, -2, c));
+    store(5, multiply_add(d[1], 4, multiply_add(d[3], -5, d[5])));
 }
 
 template <class Vector>
@@ -27,9 +29,9 @@ inline void output_transform4(const Vector* m, Vector* y) {
     const Vector even2 = m[3] + m[4], odd2 = m[3] - m[4];
     if constexpr (integers) even1 = even1 * 4, odd1 = odd1 * 4;
     y[0] = (integers ? m[0] * 6 : m[0]) + even1 + even2;
-    y[1] = odd1 + odd2 * 2;
-    y[2] = even1 + even2 * 4;
-    y[3] = odd1 + odd2 * 8 + (integers ? m[5] * 24 : m[5]);
+    y[1] = multiply_add(odd2, 2, odd1);
+    y[2] = multiply_add(even2, 4, even1);
+    y[3] = multiply_add(odd2, 8, odd1) + (integers ? m[5] * 24 : m[5]);
 }
 
 // Likewise by 1, 2, 2 and 1: results by 2.
@@ -71,6 +73,9 @@ struct PartsI8 {
     static Sums divided_cells(Sums sum) { return divided<6, 0x38e38e39u>(sum); }  // 576 = 64 * 9
 };
 
+// Words of a part that are computed together: two vectors of the widest, so that weights are loaded half as often.
+constexpr int PART_LANES = 2 * LANES > UNIT ? 2 * LANES : UNIT;
+
 // N outputs of one part for V vectors: the inner loop of everything here.
 template <class Dot, int N, int V>
 void sum_part(const uint32_t* input, int words, const uint32_t* weights, uint32_t* sums) {
@@ -101,9 +106,10 @@ using SumPart = void (*)(const uint32_t*, int, const uint32_t*, uint32_t*);
 
 template <class Dot, int V>
 SumPart sum_part_of(int outputs) {
+    static_assert(Dot::widest_part <= WIDEST_BLOCK);
 #define DSSNET_CASE(N) \
     case N:            \
-        return sum_part<Dot, (N <= Dot::widest ? N : 1), V>;
+        return sum_part<Dot, (N <= Dot::widest_part ? N : 1), V>;
     switch (outputs) { DSSNET_FOR_OUTPUTS(DSSNET_CASE) }
 #undef DSSNET_CASE
     return nullptr;
@@ -132,45 +138,51 @@ inline void sum_parts(int parts, const uint32_t* input, int words, int lanes, co
 
 constexpr int PAIR_PARTS = 6 * 4, PAIR_CELLS = 2 * PART_LANES;
 
-// Parts of `cells` cells, 16 or 32 of them, from six rows of a map.
+// Four neighbours of each pair of cells in a row, from the cell before the first; `both` vectors of the row, or the first.
+template <bool both>
+inline void neighbours(const uint32_t* row, Words* near) {
+    const auto second = [](const uint32_t* at) { return both ? load<Words>(at + LANES) : Words{}; };
+    near[0] = even_lanes(load<Words>(row - 1), second(row - 1));
+    const Words one = load<Words>(row), other = second(row);
+    near[1] = even_lanes(one, other), near[2] = odd_lanes(one, other);
+    near[3] = odd_lanes(load<Words>(row + 1), second(row + 1));
+}
+
+template <class Parts, bool both>
+inline void transform_pair_lanes(const uint32_t* const* lines, ptrdiff_t at, uint32_t* to, ptrdiff_t part) {
+    using Input = typename Parts::Input;
+    Input across[Parts::words][4][6];
+    for (int row = 0; row < 6; ++row) {
+        Words near[4];
+        neighbours<both>(lines[row] + at, near);
+        for (int number = 0; number < Parts::words; ++number) {
+            Input d[4], r[4];
+            for (int i = 0; i < 4; ++i) d[i] = Parts::input(near[i], number);
+            input_transform2(d, r);
+            for (int i = 0; i < 4; ++i) across[number][i][row] = r[i];
+        }
+    }
+    for (int number = 0; number < Parts::words; ++number, to += PART_LANES) {
+        for (int column = 0; column < 4; ++column) {
+            input_transform4(across[number][column],
+                             [&](int row, Input value) { store(to + (column * 6 + row) * part, value); });
+        }
+    }
+}
+
+// Parts of `cells` cells, whole units, from six rows of a map.
 template <class Parts>
 void transform_pairs(const uint32_t* const* lines, ptrdiff_t stride, int groups, int cells, uint32_t* parts) {
     const ptrdiff_t part = ptrdiff_t(groups) * Parts::words * PART_LANES;
+    // Pointers of their own need not be loaded again after each store.
+    const uint32_t* const six[] = {lines[0], lines[1], lines[2], lines[3], lines[4], lines[5]};
     for (int group = 0; group < groups; ++group) {
-        for (int lane = 0; 2 * lane < cells; lane += LANES) {
-            const ptrdiff_t at = group * stride + 2 * lane;
+        uint32_t* to = parts + group * Parts::words * PART_LANES;
+        for (int cell = 0; cell < cells; cell += 2 * LANES) {
+            const ptrdiff_t at = group * stride + cell;
             // Beyond the last unit there is nothing that may be read.
-            const bool both = 2 * lane + LANES < cells;
-            const auto pair = [&](const uint32_t* line, Words* two) {
-                two[0] = load<Words>(line);
-                two[1] = both ? load<Words>(line + LANES) : Words{};
-            };
-            Words near[4][6];
-            for (int row = 0; row < 6; ++row) {
-                Words two[2];
-                pair(lines[row] + at - 1, two);
-                near[0][row] = even_lanes(two[0], two[1]);
-                pair(lines[row] + at, two);
-                near[1][row] = even_lanes(two[0], two[1]), near[2][row] = odd_lanes(two[0], two[1]);
-                pair(lines[row] + at + 1, two);
-                near[3][row] = odd_lanes(two[0], two[1]);
-            }
-            for (int number = 0; number < Parts::words; ++number) {
-                using Input = typename Parts::Input;
-                Input across[4][6];
-                for (int row = 0; row < 6; ++row) {
-                    Input d[4], r[4];
-                    for (int i = 0; i < 4; ++i) d[i] = Parts::input(near[i][row], number);
-                    input_transform2(d, r);
-                    for (int i = 0; i < 4; ++i) across[i][row] = r[i];
-                }
-                uint32_t* to = parts + (group * Parts::words + number) * PART_LANES + lane;
-                for (int column = 0; column < 4; ++column) {
-                    Input r[6];
-                    input_transform4(across[column], r);
-                    for (int row = 0; row < 6; ++row) store(to + (column * 6 + row) * part, r[row]);
-                }
-            }
+            if (cell + LANES < cells) transform_pair_lanes<Parts, true>(six, at, to + cell / 2, part);
+            else transform_pair_lanes<Parts, false>(six, at, to + cell / 2, part);
         }
     }
 }
@@ -211,8 +223,8 @@ void winograd_pairs(const uint32_t* const* lines, ptrdiff_t stride, int groups, 
     Packing packings[4];
     for (int row = 0; row < row_count; ++row) packings[row] = packing_of(rows[row], units);
     for (int cell = 0; cell < units * UNIT; cell += PAIR_CELLS) {
-        const int cells = units * UNIT - cell < PAIR_CELLS ? UNIT : PAIR_CELLS;
-        const int lanes = cells / 2 < LANES ? LANES : cells / 2;
+        const int cells = units * UNIT - cell < PAIR_CELLS ? units * UNIT - cell : PAIR_CELLS;
+        const int lanes = (cells / 2 + LANES - 1) / LANES * LANES;
         const uint32_t* from[6];
         for (int row = 0; row < 6; ++row) from[row] = lines[row] + cell;
         transform_pairs<Parts>(from, stride, groups, cells, scratch);
@@ -233,26 +245,28 @@ void winograd_pairs(const uint32_t* const* lines, ptrdiff_t stride, int groups, 
 constexpr int CELL_PARTS = 6 * 6;
 
 template <class Parts>
-void transform_cells(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t stride, int groups, uint32_t* parts) {
+void transform_cells(const uint32_t* const* lines, const ptrdiff_t* columns, ptrdiff_t stride, int groups, int cells,
+                     uint32_t* parts) {
     const ptrdiff_t part = ptrdiff_t(groups) * Parts::words * PART_LANES;
+    const uint32_t* const six[] = {lines[0], lines[1], lines[2], lines[3], lines[4], lines[5]};
+    const ptrdiff_t around[] = {columns[0], columns[1], columns[2], columns[3], columns[4], columns[5]};
     for (int group = 0; group < groups; ++group) {
         for (int number = 0; number < Parts::words; ++number) {
-            for (int lane = 0; lane < PART_LANES; lane += LANES) {
+            for (int lane = 0; lane < cells; lane += LANES) {
                 using Input = typename Parts::Input;
                 Input down[6][6];  // [row of the transform][column]
                 for (int column = 0; column < 6; ++column) {
-                    Input d[6], r[6];
+                    Input d[6];
                     for (int row = 0; row < 6; ++row) {
-                        d[row] = Parts::input(load<Words>(lines[row] + columns[column] + group * stride + lane), number);
+                        d[row] = Parts::input(load<Words>(six[row] + around[column] + group * stride + lane), number);
                     }
-                    input_transform4(d, r);
-                    for (int row = 0; row < 6; ++row) down[row][column] = r[row];
+                    input_transform4(d, [&](int row, Input value) { down[row][column] = value; });
                 }
                 uint32_t* to = parts + (group * Parts::words + number) * PART_LANES + lane;
                 for (int row = 0; row < 6; ++row) {
-                    Input r[6];
-                    input_transform4(down[row], r);
-                    for (int column = 0; column < 6; ++column) store(to + (column * 6 + row) * part, r[column]);
+                    input_transform4(down[row], [&](int column, Input value) {
+                        store(to + (column * 6 + row) * part, value);
+                    });
                 }
             }
         }
@@ -261,11 +275,11 @@ void transform_cells(const uint32_t* const* lines, const ptrdiff_t* columns, ptr
 
 // Results [row][column][output][PART_LANES] from the sums of all parts.
 template <class Parts>
-void results_of_cells(const uint32_t* sums, int outputs, uint32_t* results) {
+void results_of_cells(const uint32_t* sums, int outputs, int cells, uint32_t* results) {
     using Sums = typename Parts::Sums;
     const int part = outputs * PART_LANES;
     for (int output = 0; output < outputs; ++output) {
-        for (int lane = 0; lane < PART_LANES; lane += LANES) {
+        for (int lane = 0; lane < cells; lane += LANES) {
             const int at = output * PART_LANES + lane;
             Sums down[6][4];  // [column of the transform][row]
             for (int column = 0; column < 6; ++column) {
@@ -291,16 +305,17 @@ void winograd_cells(const uint32_t* const* lines, const ptrdiff_t* columns, ptrd
     uint32_t* const results = sums + CELL_PARTS * WINOGRAD_PANEL * PART_LANES;
     Packing packings[16];
     for (int pixel = 0; pixel < 4 * row_count; ++pixel) packings[pixel] = packing_of(pixels[pixel], units);
-    for (int cell = 0; cell < units * UNIT; cell += UNIT) {
+    for (int cell = 0; cell < units * UNIT; cell += PART_LANES) {
+        const int cells = units * UNIT - cell < PART_LANES ? units * UNIT - cell : PART_LANES;
         const uint32_t* from[6];
         for (int row = 0; row < 6; ++row) from[row] = lines[row] + cell;
-        transform_cells<Parts>(from, columns, stride, groups, scratch);
+        transform_cells<Parts>(from, columns, stride, groups, cells, scratch);
         for_panels(weights, 0, weights.panel_count, [&](int first, int outputs, const int* sizes, int blocks, const uint32_t* panel) {
-            sum_parts<typename Parts::Dot>(CELL_PARTS, scratch, words, PART_LANES, sizes, blocks, outputs, panel,
+            sum_parts<typename Parts::Dot>(CELL_PARTS, scratch, words, cells, sizes, blocks, outputs, panel,
                                            size_t(outputs) * words, sums);
-            results_of_cells<Parts>(sums, outputs, results);
+            results_of_cells<Parts>(sums, outputs, cells, results);
             for (int pixel = 0; pixel < 4 * row_count; ++pixel) {
-                finish_sums<integers>(results + pixel * outputs * PART_LANES, PART_LANES, first, outputs, cell, UNIT,
+                finish_sums<integers>(results + pixel * outputs * PART_LANES, PART_LANES, first, outputs, cell, cells,
                                       packings[pixel], pixels[pixel]);
             }
         });
