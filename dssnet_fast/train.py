@@ -81,7 +81,12 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         default="l1",
         help="l2 makes edges probabilities; with l1 they may come out 0 everywhere",
     )
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto takes bf16 where the device has instructions for it, else fp32",
+    )
     return group
 
 
@@ -100,7 +105,11 @@ def add_architecture_options(parser: argparse.ArgumentParser) -> argparse._Argum
 
 
 def recipe(arguments: argparse.Namespace) -> dict[str, object]:
-    """`RECIPE` as the arguments say."""
+    """`RECIPE` as the arguments say.
+
+    Raises:
+        InputError: The device does not exist.
+    """
     values = {name: getattr(arguments, name) for name in RECIPE}
     return {**values, "precision": _precision(arguments.precision, arguments.device)}
 
@@ -161,7 +170,7 @@ def body(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         graph=FoldedTraining,
     )
-    if os.environ.get("RANK", "0") != "0":  # torchrun: one process talks
+    if not _talks():
         return
     print(f"best mean IoU {best:.4f} on {len(validation_pairs)} validation images")
     print(f"convert it with: python -m dssnet_fast.convert {arguments.out / 'best.pt'}")
@@ -176,15 +185,20 @@ def _class_names(given: str | None, classes: int) -> list[str]:
 def _precision(given: str, device: str) -> str:
     if given != "auto":
         return given
-    import torch
+    from dssnet_fast.python_ref.hardware import why_no_fast_bf16
+    from dssnet_fast.python_ref.processes import find_device
 
-    from dssnet_fast.python_ref.hardware import cpu_supports
+    slow = why_no_fast_bf16(find_device(device))
+    if slow is None:
+        return "bf16"
+    if _talks():
+        print(f"training in fp32: {slow}", file=sys.stderr)
+    return "fp32"
 
-    if device != "cpu" and torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    # On a CPU without bf16 instructions autocast only makes training slower.
-    fast = cpu_supports("avx512_bf16") or cpu_supports("amx_bf16")
-    return "bf16" if fast else "fp32"
+
+def _talks() -> bool:
+    """Whether this is the one process of torchrun's that talks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

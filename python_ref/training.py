@@ -25,8 +25,10 @@ from .config import DSSNetConfig
 from .data import LABEL_KINDS, SAMPLINGS, Crops, Labelling, Pair, Samples, extended
 from .errors import InputError
 from .files import atomic_write, remove_leftovers
+from .hardware import why_no_fast_bf16
 from .losses import EDGE_LOSSES, IGNORE, Loss, dssnet_loss, edge_target
 from .network import DSSNet
+from .once import warn
 from .processes import Process, joined
 from .released import load_released, released_state
 from .runlog import EventLog, write_csv, write_figure
@@ -179,6 +181,10 @@ class Trainer:
             raise InputError("there is no validation image")
         if workers < 0:
             raise InputError(f"workers must be 0 or more, got {workers}")
+        if options.precision == "bf16" and process.leads:
+            slow = why_no_fast_bf16(process.device)
+            if slow is not None:
+                warn(f"training in bf16: {slow}; use precision fp32")
 
         torch.manual_seed(options.seed)
         self.network = make_network(config).to(process.device, memory_format=torch.channels_last)
