@@ -111,7 +111,15 @@ def recipe(arguments: argparse.Namespace) -> dict[str, object]:
         InputError: The device does not exist.
     """
     values = {name: getattr(arguments, name) for name in RECIPE}
-    return {**values, "precision": _precision(arguments.precision, arguments.device)}
+    if arguments.precision == "auto":
+        values["precision"] = "bf16" if _why_no_bf16(arguments) is None else "fp32"
+    return values
+
+
+def remark(arguments: argparse.Namespace) -> str | None:
+    """What to say of the recipe when training starts, if anything."""
+    why = _why_no_bf16(arguments) if arguments.precision == "auto" else None
+    return why and f"training in fp32: {why}"
 
 
 def architecture(arguments: argparse.Namespace, classes: int) -> DSSNetConfig:
@@ -169,8 +177,9 @@ def body(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         workers=arguments.workers,
         graph=FoldedTraining,
+        remark=remark(arguments),
     )
-    if not _talks():
+    if os.environ.get("RANK", "0") != "0":  # torchrun: one process talks
         return
     print(f"best mean IoU {best:.4f} on {len(validation_pairs)} validation images")
     print(f"convert it with: python -m dssnet_fast.convert {arguments.out / 'best.pt'}")
@@ -182,23 +191,11 @@ def _class_names(given: str | None, classes: int) -> list[str]:
     return list(cli.class_names(given, classes))
 
 
-def _precision(given: str, device: str) -> str:
-    if given != "auto":
-        return given
+def _why_no_bf16(arguments: argparse.Namespace) -> str | None:
     from dssnet_fast.python_ref.hardware import why_no_fast_bf16
     from dssnet_fast.python_ref.processes import find_device
 
-    slow = why_no_fast_bf16(find_device(device))
-    if slow is None:
-        return "bf16"
-    if _talks():
-        print(f"training in fp32: {slow}", file=sys.stderr)
-    return "fp32"
-
-
-def _talks() -> bool:
-    """Whether this is the one process of torchrun's that talks."""
-    return os.environ.get("RANK", "0") == "0"
+    return why_no_fast_bf16(find_device(arguments.device))
 
 
 if __name__ == "__main__":

@@ -541,6 +541,7 @@ def train(
     device: str = "auto",
     workers: int = 0,
     graph: Callable[[nn.Module], nn.Module] | None = None,
+    remark: str | None = None,
 ) -> float:
     """Check the data, then train; see `Trainer`.
 
@@ -554,6 +555,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: Processes that cut crops; 0 cuts in this one.
         graph: See `Trainer`.
+        remark: To be said when all is checked.
 
     Returns:
         The best mean IoU on the validation images.
@@ -580,4 +582,6 @@ def train(
             workers,
             graph,
         )
+        if remark and process.leads:
+            tqdm.write(remark, file=sys.stderr)
         return trainer.run()

@@ -119,33 +119,49 @@ def test_arm_processors_tell_linux(tmp_path):
 # --- training ------------------------------------------------------------------------------------
 
 
-def precision_of(*options: str) -> str:
-    parser = command.make_parser()
-    return command.recipe(parser.parse_args(["DATA", "--out", "OUT", *options]))["precision"]
+def chosen(*options: str) -> tuple[str, str | None]:
+    """The precision of the recipe, and the remark."""
+    arguments = command.make_parser().parse_args(["DATA", "--out", "OUT", *options])
+    return command.recipe(arguments)["precision"], command.remark(arguments)
 
 
-def test_training_chooses_fp32_and_says_so(slow, capsys, monkeypatch):
-    assert precision_of("--device", "cpu") == "fp32"
-    assert capsys.readouterr().err == f"training in fp32: {WHY}\n"
-    monkeypatch.setenv("RANK", "1")
-    assert precision_of("--device", "cpu") == "fp32"
-    assert capsys.readouterr().err == ""
+def test_training_chooses_fp32_where_bf16_is_slow(slow):
+    assert chosen("--device", "cpu") == ("fp32", f"training in fp32: {WHY}")
+    assert chosen("--device", "cpu", "--precision", "fp32") == ("fp32", None)
+    assert chosen("--device", "cpu", "--precision", "bf16") == ("bf16", None)
 
 
-def test_training_chooses_bf16_where_it_is_fast(fast, capsys):
-    assert precision_of("--device", "cpu") == "bf16"
-    assert precision_of("--device", "cpu", "--precision", "fp32") == "fp32"
-    assert capsys.readouterr().err == ""
+def test_training_chooses_bf16_where_it_is_fast(fast):
+    assert chosen("--device", "cpu") == ("bf16", None)
+    assert chosen("--device", "cpu", "--precision", "fp32") == ("fp32", None)
 
 
-def test_training_asks_for_the_device_it_gets(slow, monkeypatch, capsys):
+@pytest.mark.parametrize("leads", [True, False])
+def test_training_says_once_all_is_checked_what_it_chose(
+    slow, disk_folder, tmp_path, monkeypatch, capsys, leads
+):
+    pytest.importorskip("kornia")
+    from dssnet_fast.python_ref import training
+
+    monkeypatch.setattr(training, "write_figure", lambda path, history: None)
+    monkeypatch.setattr(processes.Process, "leads", leads)
+    monkeypatch.setattr(training.Trainer, "run", lambda self: 0.5)
+    options = "--width 9 --features 8 --blocks 1 --crop 32 --epochs 1 --device cpu --batch"
+    arguments = [str(disk_folder), "--out", str(tmp_path), *options.split()]
+    assert cli.main("train", command.make_parser, command.body, [*arguments, "99"]) == 1
+    assert capsys.readouterr().err.startswith("dssnet_fast.train: error: ")
+    assert cli.main("train", command.make_parser, command.body, [*arguments, "2"]) == 0
+    assert capsys.readouterr().err == f"training in fp32: {WHY}\n" * leads
+
+
+def test_training_asks_for_the_device_it_gets(slow, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     asked = []
     monkeypatch.setattr(hardware, "why_no_fast_bf16", lambda device: asked.append(device))
-    assert precision_of("--device", "auto") == precision_of("--device", "cpu") == "bf16"
-    assert asked == [torch.device("cuda", 3), CPU]
+    assert chosen("--device", "auto") == chosen("--device", "cpu") == ("bf16", None)
+    assert asked == [torch.device("cuda", 3)] * 2 + [CPU] * 2
     assert processes.find_device("cuda") == torch.device("cuda", 3)
 
 
