@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dssnet_fast import cli
@@ -38,7 +38,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
     parser.add_argument(
-        "--only", nargs="+", default=None, metavar="NAME", help="these, beside the reference"
+        "--only",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="these, beside the reference; also those that are else left out",
     )
     parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="not these")
     parser.add_argument(
@@ -98,7 +102,8 @@ def body(arguments: argparse.Namespace) -> None:
     results = []
     for size in arguments.sizes:
         for batch in arguments.batches:
-            results += measure(arena, chosen, size, batch, arguments.rounds, arguments.seconds)
+            how = arguments.rounds, arguments.seconds, arguments.only or ()
+            results += measure(arena, chosen, size, batch, *how)
             if not (arguments.json or arguments.markdown):
                 print_table(results[-len(chosen) :], size, batch)
     about = machine(arena.device)
@@ -222,7 +227,15 @@ def choose(contestants: list, only: list[str] | None, skip: list[str]) -> list:
     return [c for number, c in enumerate(contestants) if number == 0 or c.name in kept]
 
 
-def measure(arena, contestants: list, size: int, batch: int, rounds: int, seconds: float) -> list:
+def measure(
+    arena,
+    contestants: list,
+    size: int,
+    batch: int,
+    rounds: int,
+    seconds: float,
+    named: Collection[str] = (),
+) -> list:
     """Check and time the contestants on one size and batch.
 
     Args:
@@ -232,10 +245,11 @@ def measure(arena, contestants: list, size: int, batch: int, rounds: int, second
         batch: Images a call.
         rounds: See `benchmark.race`.
         seconds: See `benchmark.race`.
+        named: Contestants to run even if they are `benchmark.why_left_out`.
 
     Returns:
-        One dict a contestant, in their order. Those that could not run, or whose answer was wrong,
-        have `skipped` with the reason in place of numbers.
+        One dict a contestant, in their order. Those that were left out, could not run, or whose
+        answer was wrong, have `skipped` with the reason in place of numbers.
 
     Raises:
         InputError: The baseline itself is such a one.
@@ -247,6 +261,10 @@ def measure(arena, contestants: list, size: int, batch: int, rounds: int, second
     for contestant in contestants:
         row = {"contestant": contestant.name, "size": size, "batch": batch}
         rows.append(row)
+        left_out = benchmark.why_left_out(contestant, arena.device)
+        if left_out is not None and contestant.name not in named:
+            row["skipped"] = f"{left_out}; --only {contestant.name} runs it"
+            continue
         try:
             run = arena.prepare(contestant, image)
             row["relative_error"] = arena.check(contestant, run, size, batch)

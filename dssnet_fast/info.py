@@ -7,8 +7,12 @@ import importlib.metadata
 import json
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "triton", "numpy", "kornia", "onnxruntime")
 
@@ -23,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 def collect() -> dict[str, object]:
     """Versions, devices, and for every backend and precision None or why it cannot run.
 
+    `no_gain` says of those that can run but are no better than fp32 why.
     `cuda` and `cpu` say what the backends of these names have to run with.
     """
     import torch
@@ -55,6 +60,10 @@ def collect() -> dict[str, object]:
             name: {p: backends.module(name).why_not(where, p, config) for p in backends.PRECISIONS}
             for name in backends.names()
         }
+    no_gain = {
+        device: {name: _no_gain(torch.device(device), name, rows) for name, rows in found.items()}
+        for device, found in table.items()
+    }
     chosen = backends.choose("auto", "auto", "auto", config)
     return {
         "dssnet_fast": dssnet_fast.__version__,
@@ -63,6 +72,7 @@ def collect() -> dict[str, object]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": devices,
         "backends": table,
+        "no_gain": no_gain,
         "cuda": cuda.collect(capabilities),
         "cpu": cpu.collect(),
         "auto": {
@@ -72,6 +82,16 @@ def collect() -> dict[str, object]:
             "reason": chosen.reason,
         },
     }
+
+
+def _no_gain(device: torch.device, backend: str, rows: dict[str, str | None]) -> dict[str, str]:
+    """Of one backend's precisions, given why each cannot run."""
+    from dssnet_fast import backends
+
+    module = backends.module(backend)
+    able = (precision for precision, reason in rows.items() if reason is None)
+    found = {precision: module.why_no_gain(device, precision) for precision in able}
+    return {precision: why for precision, why in found.items() if why is not None}
 
 
 def _version(package: str) -> str | None:
@@ -98,7 +118,9 @@ def body(arguments: argparse.Namespace) -> None:
         print(f"{device:<10} {facts['name']}: {details}")
         for backend, reasons in found["backends"][device].items():
             for precision, reason in reasons.items():
-                print(f"  {backend:<8} {precision}  {reason or 'ready'}")
+                no_gain = found["no_gain"][device][backend].get(precision)
+                ready = f"ready, but {no_gain}" if no_gain else "ready"
+                print(f"  {backend:<8} {precision}  {reason or ready}")
     print("cuda       what the backend for NVIDIA GPUs finds here")
     for line in cuda.lines(found["cuda"]):
         print(f"  {line}")

@@ -81,7 +81,12 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         default="l1",
         help="l2 makes edges probabilities; with l1 they may come out 0 everywhere",
     )
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto takes bf16 where the device has instructions for it, else fp32",
+    )
     return group
 
 
@@ -100,9 +105,21 @@ def add_architecture_options(parser: argparse.ArgumentParser) -> argparse._Argum
 
 
 def recipe(arguments: argparse.Namespace) -> dict[str, object]:
-    """`RECIPE` as the arguments say."""
+    """`RECIPE` as the arguments say.
+
+    Raises:
+        InputError: The device does not exist.
+    """
     values = {name: getattr(arguments, name) for name in RECIPE}
-    return {**values, "precision": _precision(arguments.precision, arguments.device)}
+    if arguments.precision == "auto":
+        values["precision"] = "bf16" if _why_no_bf16(arguments) is None else "fp32"
+    return values
+
+
+def remark(arguments: argparse.Namespace) -> str | None:
+    """What to say of the recipe when training starts, if anything."""
+    why = _why_no_bf16(arguments) if arguments.precision == "auto" else None
+    return why and f"training in fp32: {why}"
 
 
 def architecture(arguments: argparse.Namespace, classes: int) -> DSSNetConfig:
@@ -160,6 +177,7 @@ def body(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         workers=arguments.workers,
         graph=FoldedTraining,
+        remark=remark(arguments),
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process talks
         return
@@ -173,18 +191,11 @@ def _class_names(given: str | None, classes: int) -> list[str]:
     return list(cli.class_names(given, classes))
 
 
-def _precision(given: str, device: str) -> str:
-    if given != "auto":
-        return given
-    import torch
+def _why_no_bf16(arguments: argparse.Namespace) -> str | None:
+    from dssnet_fast.python_ref.hardware import why_no_fast_bf16
+    from dssnet_fast.python_ref.processes import find_device
 
-    from dssnet_fast.python_ref.hardware import cpu_supports
-
-    if device != "cpu" and torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    # On a CPU without bf16 instructions autocast only makes training slower.
-    fast = cpu_supports("avx512_bf16") or cpu_supports("amx_bf16")
-    return "bf16" if fast else "fp32"
+    return why_no_fast_bf16(find_device(arguments.device))
 
 
 if __name__ == "__main__":

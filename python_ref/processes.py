@@ -70,7 +70,7 @@ def joined(device: str) -> Iterator[Process]:
         InputError: The device does not exist.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
-    chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)) if count > 1 else None)
+    chosen = find_device(device)
     if count == 1:
         yield Process(0, 1, chosen)
         return
@@ -83,7 +83,15 @@ def joined(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int | None) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device on which `joined` lets this process compute.
+
+    Raises:
+        InputError: It does not exist.
+    """
+    local_rank = None
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
     try:
         found = torch.cuda.device_count()
         device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)

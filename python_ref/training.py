@@ -25,8 +25,10 @@ from .config import DSSNetConfig
 from .data import LABEL_KINDS, SAMPLINGS, Crops, Labelling, Pair, Samples, extended
 from .errors import InputError
 from .files import atomic_write, remove_leftovers
+from .hardware import why_no_fast_bf16
 from .losses import EDGE_LOSSES, IGNORE, Loss, dssnet_loss, edge_target
 from .network import DSSNet
+from .once import warn
 from .processes import Process, joined
 from .released import load_released, released_state
 from .runlog import EventLog, write_csv, write_figure
@@ -179,6 +181,10 @@ class Trainer:
             raise InputError("there is no validation image")
         if workers < 0:
             raise InputError(f"workers must be 0 or more, got {workers}")
+        if options.precision == "bf16" and process.leads:
+            slow = why_no_fast_bf16(process.device)
+            if slow is not None:
+                warn(f"training in bf16: {slow}; use precision fp32")
 
         torch.manual_seed(options.seed)
         self.network = make_network(config).to(process.device, memory_format=torch.channels_last)
@@ -535,6 +541,7 @@ def train(
     device: str = "auto",
     workers: int = 0,
     graph: Callable[[nn.Module], nn.Module] | None = None,
+    remark: str | None = None,
 ) -> float:
     """Check the data, then train; see `Trainer`.
 
@@ -548,6 +555,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: Processes that cut crops; 0 cuts in this one.
         graph: See `Trainer`.
+        remark: To be said when all is checked.
 
     Returns:
         The best mean IoU on the validation images.
@@ -574,4 +582,6 @@ def train(
             workers,
             graph,
         )
+        if remark and process.leads:
+            tqdm.write(remark, file=sys.stderr)
         return trainer.run()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dssnet_fast.python_ref.errors import InputError
 from dssnet_fast.python_ref.network import SCALE
+from dssnet_fast.python_ref.once import warn
 from dssnet_fast.tiling import Box
 
 if TYPE_CHECKING:
@@ -115,6 +116,9 @@ class BackendModule(Protocol):
 
     def why_not_automatic(self, device: torch.device) -> str | None:
         """Why `auto` passes it by where it could run; None when it does not."""
+
+    def why_no_gain(self, device: torch.device, precision: str) -> str | None:
+        """Why fp32 is the better choice where both run; None when it is not."""
 
     def best_precision(self, device: torch.device) -> str:
         """What `precision="auto"` means on `device`."""
@@ -231,6 +235,8 @@ def choose(
 def start(choice: Choice, requested: str, weights: FoldedWeights) -> tuple[Choice, Backend]:
     """Pack the weights for the chosen backend, or for the next where `auto` was asked for.
 
+    Warns, once in a process, of a precision that gains nothing there.
+
     Args:
         choice: What `choose` returned, here or, for a network that was saved, elsewhere.
         requested: The backend that was asked for.
@@ -248,9 +254,14 @@ def start(choice: Choice, requested: str, weights: FoldedWeights) -> tuple[Choic
         reason = entry.why_not(choice.device, choice.precision, weights.config)
         if reason is None:
             try:
-                return choice, entry.make(weights, choice.device, choice.precision)
+                backend = entry.make(weights, choice.device, choice.precision)
             except BackendUnavailable as error:
                 reason = str(error)
+            else:
+                slow = entry.why_no_gain(choice.device, choice.precision)
+                if slow is not None:
+                    warn(f"backend {choice.name}, {choice.precision}: {slow}; use precision fp32")
+                return choice, backend
         failed[choice.name] = reason
         choice = choose(requested, choice.device, choice.precision, weights.config, failed)
 

@@ -13,7 +13,7 @@ from dssnet_fast import fold
 from dssnet_fast.backends import PRECISIONS as DTYPES
 from dssnet_fast.backends import decisions
 from dssnet_fast.python_ref.config import DSSNetConfig
-from dssnet_fast.python_ref.hardware import cpu_supports
+from dssnet_fast.python_ref.hardware import cpu_supports, why_no_fast_bf16
 from dssnet_fast.tiling import Box
 from dssnet_fast.weights import DOWNSAMPLERS, FoldedWeights
 
@@ -28,13 +28,18 @@ def why_not(device: torch.device, precision: str, config: DSSNetConfig) -> str |
     if precision not in PRECISIONS:
         return f"computes in {', '.join(PRECISIONS)}; for {precision} use backend cpu"
     if precision == "fp16" and device.type == "cpu" and not cpu_supports("avx512_fp16"):
-        return "fp16 needs a CPU with AVX-512 FP16; use bf16 or fp32"
+        return "fp16 needs a CPU with AVX-512 FP16; use fp32"
     return None
 
 
 def why_not_automatic(device: torch.device) -> str | None:
     """`auto` takes it wherever it runs."""
     return None
+
+
+def why_no_gain(device: torch.device, precision: str) -> str | None:
+    """Why fp32 is the better choice; None when it is not."""
+    return why_no_fast_bf16(device) if precision == "bf16" else None
 
 
 def best_precision(device: torch.device) -> str:

@@ -108,7 +108,8 @@ def body(arguments: argparse.Namespace, command: str) -> int:
     )
     cli.make_folder(arguments.out, "runs")
     cli.silence_decoders()
-    failed = run(plan, arguments.data, arguments.validation, arguments.out, arguments.device)
+    where = arguments.data, arguments.validation, arguments.out, arguments.device
+    failed = run(plan, *where, train.remark(arguments))
     for line in failed:
         print(f"dssnet_fast.study: {line}", file=sys.stderr)
     print((arguments.out / arguments.name / "table.md").read_text())

@@ -69,7 +69,14 @@ class Plan:
         return [variant for variant in every if not self.only or variant.name in self.only]
 
 
-def run(plan: Plan, folder: Path, share: float, out: Path, device: str) -> list[str]:
+def run(
+    plan: Plan,
+    folder: Path,
+    share: float,
+    out: Path,
+    device: str,
+    remark: str | None = None,
+) -> list[str]:
     """Train what is not yet trained; the results are written anew after every run.
 
     Args:
@@ -78,6 +85,7 @@ def run(plan: Plan, folder: Path, share: float, out: Path, device: str) -> list[
         share: Of the images, for validation.
         out: Folder of the studies.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        remark: To be said when the data are read.
 
     Returns:
         What went wrong, a line for each run that could not be finished.
@@ -96,6 +104,8 @@ def run(plan: Plan, folder: Path, share: float, out: Path, device: str) -> list[
             return tqdm(items, desc="checking data", unit="image", disable=None, leave=False)
 
         data = StudyData(folder, share, plan.config.in_channels, progress)
+        if remark:
+            tqdm.write(remark, file=sys.stderr)
         own = out / plan.name
         own.mkdir(exist_ok=True)
         seconds = budget.seconds_per_step(variants, data, process, own / "seconds_per_step.json")

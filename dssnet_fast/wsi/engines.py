@@ -7,6 +7,7 @@ replaced, and its group is given to another.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -202,6 +203,8 @@ class ProcessWorker:
 def _start_process(net: PortableNet, network_threads: int, device: str) -> None:
     global _net
     _leave_with_parent()
+    # The process that started this one has the same network and has said it.
+    logging.getLogger("dssnet_fast").setLevel(logging.ERROR)
     _net = net.unpack(network_threads, device)
 
 

@@ -2,7 +2,8 @@
 
 Each bench first compares the answer with the reference's. It then takes turns with the reference,
 round by round, so that `speed_up` in `extra_info` is a ratio of the same minutes. Nothing asserts a
-time. What takes too long for a default run is skipped by name unless DSSNET_FAST_BENCH=all.
+time. What takes too long for a default run, or gains nothing here, is skipped by name unless
+DSSNET_FAST_BENCH=all.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ def arena() -> measuring.Arena:
     return measuring.Arena(None, DEVICE)
 
 
-def skip_if_long(arena, contestant, size: int, batch: int) -> None:
-    if DEVICE.type == "cuda" or os.environ.get("DSSNET_FAST_BENCH") == "all":
+def skip_if_left_out(arena, contestant, size: int, batch: int) -> None:
+    if os.environ.get("DSSNET_FAST_BENCH") == "all":
+        return
+    if (why := measuring.why_left_out(contestant, DEVICE)) is not None:
+        pytest.skip(f"{contestant.name}: {why}; DSSNET_FAST_BENCH=all runs it")
+    if DEVICE.type == "cuda":
         return
     work = arena.macs(arena.contestants[0], size, batch) / 1e9
     own = arena.macs(contestant, size, batch) / 1e9
@@ -51,7 +56,7 @@ def skip_if_long(arena, contestant, size: int, batch: int) -> None:
 @pytest.mark.parametrize("batch", BATCHES, ids=lambda batch: f"batch{batch}")
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size}px")
 def test_inference(benchmark, arena, contestant, size, batch):
-    skip_if_long(arena, contestant, size, batch)
+    skip_if_left_out(arena, contestant, size, batch)
     image = arena.image(size, batch)
     try:
         run = arena.prepare(contestant, image)

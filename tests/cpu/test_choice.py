@@ -162,6 +162,18 @@ def test_the_extension_refuses_what_it_has_not():
             )
 
 
+def test_a_set_without_bf16_gains_nothing_from_it(machine, monkeypatch):
+    for precision in cpu.PRECISIONS:
+        assert cpu.why_no_gain(CPU, precision) is None
+    monkeypatch.setenv(instruction_set.VARIABLE, "half")
+    assert cpu.why_no_gain(CPU, "bf16") == (
+        "half has no bf16 instructions, so bf16 is computed as fp32 and rounded; "
+        "fp32 is as fast and more exact"
+    )
+    assert cpu.why_no_gain(CPU, "fp32") is None
+    assert cpu.why_no_gain(CPU, "int8") is None
+
+
 # --- info ----------------------------------------------------------------------------------------
 
 
@@ -179,9 +191,11 @@ def test_info_tells_what_is_there(machine, monkeypatch):
     ]
     assert found["chosen"] == "full"
     monkeypatch.setenv(instruction_set.VARIABLE, "half")
-    assert (
-        next(iter(report.lines(report.collect()))) == "uses         half (int8 fast, bf16 emulated)"
-    )
+    first = next(iter(report.lines(report.collect())))
+    assert first == "uses         half (int8 fast, bf16 as fp32)"
+    monkeypatch.setenv(instruction_set.VARIABLE, "portable")
+    first = next(iter(report.lines(report.collect())))
+    assert first == "uses         portable (bf16 as fp32, int8 slow)"
     monkeypatch.setenv(instruction_set.VARIABLE, "next")
     first = next(iter(report.lines(report.collect())))
     assert first.startswith("uses         nothing: DSSNET_FAST_ISA=next needs silicon")

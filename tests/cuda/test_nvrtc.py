@@ -21,6 +21,7 @@ from dssnet_fast.backends import BackendUnavailable, sources
 from dssnet_fast.backends import native as compiled
 from dssnet_fast.backends.cuda import cache, kernels, nvrtc
 from dssnet_fast.backends.cuda.engine import network_of
+from dssnet_fast.python_ref import once
 
 ROOT = Path(__file__).parent.parent.parent
 ELF = b"\x7fELF"
@@ -191,7 +192,7 @@ def test_a_failed_compilation_leaves_nothing(folder):
 def test_where_nothing_can_be_written_there_is_one_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DSSNET_FAST_CACHE", str(tmp_path / "file" / "below"))
-    cache._warn_once.cache_clear()
+    once.warn.cache_clear()
     compile_it, calls = counted()
     with caplog.at_level(logging.WARNING):
         for name in ("a", "a", "b"):

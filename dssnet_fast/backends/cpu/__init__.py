@@ -43,6 +43,17 @@ def why_not_automatic(device: torch.device) -> str | None:
     return None
 
 
+def why_no_gain(device: torch.device, precision: str) -> str | None:
+    """Why fp32 is the better choice; None when it is not."""
+    used = instruction_set.chosen()
+    if precision != "bf16" or used["fast_bf16"]:
+        return None
+    return (
+        f"{used['name']} has no bf16 instructions, so bf16 is computed as fp32 and rounded; "
+        "fp32 is as fast and more exact"
+    )
+
+
 def best_precision(device: torch.device) -> str:
     """The exact one: who wants to give up digits for speed says so."""
     return "fp32"

@@ -13,8 +13,8 @@ def collect() -> dict[str, object]:
 
     Returns:
         `problem` (of the backend, or None), `instruction_sets` as `instruction_set.found` gives
-        them, the name of the `chosen` one, which precisions are `fast` and which `emulated` with
-        it, and `left_out`: name to why the build has none.
+        them, the name of the `chosen` one, which precisions are `fast` with it, which are computed
+        `as_fp32` and which are `slow`, and `left_out`: name to why the build has none.
     """
     build = native.build()
     left_out = build.manifest["extension"].get("left_out", {}) if build else {}
@@ -23,12 +23,14 @@ def collect() -> dict[str, object]:
     problem = problem or instruction_set.problem()
     chosen = instruction_set.chosen() if problem is None else None
     fast = [name for name in ("bf16", "int8") if chosen and chosen[f"fast_{name}"]]
+    others = [name for name in ("bf16", "int8") if chosen and name not in fast]
     return {
         "problem": problem,
         "instruction_sets": [dict(one) for one in found],
         "chosen": chosen and chosen["name"],
         "fast": fast,
-        "emulated": [name for name in ("bf16", "int8") if chosen and name not in fast],
+        "as_fp32": [name for name in others if name == "bf16"],
+        "slow": [name for name in others if name == "int8"],
         "left_out": dict(left_out),
     }
 
@@ -39,7 +41,8 @@ def lines(found: Mapping[str, object]) -> Iterable[str]:
         yield f"uses         nothing: {found['problem']}"
     else:
         speeds = [f"{name} fast" for name in found["fast"]]
-        speeds += [f"{name} emulated" for name in found["emulated"]]
+        speeds += [f"{name} as fp32" for name in found["as_fp32"]]
+        speeds += [f"{name} slow" for name in found["slow"]]
         yield f"uses         {found['chosen']} ({', '.join(speeds)})"
     for one in found["instruction_sets"]:
         if one["runs_here"]:

@@ -82,6 +82,11 @@ def why_not_automatic(device: torch.device) -> str | None:
     return None
 
 
+def why_no_gain(device: torch.device, precision: str) -> str | None:
+    """Where a precision runs, it has instructions of its own."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Both are as fast; fp16 is closer to the exact answer."""
     return "fp16"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from dssnet_fast.python_ref.files import atomic_write
-
-log = logging.getLogger("dssnet_fast")
+from dssnet_fast.python_ref.once import warn
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -46,7 +43,10 @@ def cached(name: str, compile_it: Callable[[], bytes]) -> bytes:
         with atomic_write(path) as temporary:
             temporary.write_bytes(hashlib.sha256(result).digest() + result)
     except OSError as error:
-        _warn_once(str(path.parent), error.strerror or str(error))
+        warn(
+            f"compiled kernels cannot be kept in {path.parent} ({error.strerror or error}) and "
+            "will be compiled again by every process; name a folder with DSSNET_FAST_CACHE"
+        )
     return result
 
 
@@ -58,13 +58,3 @@ def read(path: Path) -> bytes | None:
         return None
     digest, result = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     return result if hashlib.sha256(result).digest() == digest else None
-
-
-@functools.cache
-def _warn_once(where: str, why: str) -> None:
-    log.warning(
-        "compiled kernels cannot be kept in %s (%s) and will be compiled again by every process; "
-        "name a folder with DSSNET_FAST_CACHE",
-        where,
-        why,
-    )

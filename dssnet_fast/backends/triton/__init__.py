@@ -60,6 +60,11 @@ def why_not_automatic(device: torch.device) -> str | None:
     return "runs in Triton's interpreter, very slowly" if device.type == "cpu" else None
 
 
+def why_no_gain(device: torch.device, precision: str) -> str | None:
+    """Where a precision runs, it has instructions of its own."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Half precision on a GPU, where it is many times faster; exact in the interpreter."""
     return "fp16" if device.type == "cuda" else "fp32"
