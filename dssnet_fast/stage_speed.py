@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,19 @@ _PEAK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
+class Peak:
+    """What a processor's instructions reach on registers, on all threads together.
+
+    Attributes:
+        instructions: Those measured, such as `vpdpbusd, 512 bits`.
+        rate: Multiply-accumulates a second; 0 where none are known.
+    """
+
+    instructions: str
+    rate: float
+
+
+@dataclass(frozen=True)
 class StageSpeed:
     """A stage in one precision.
 
@@ -25,21 +38,23 @@ class StageSpeed:
         precision: `fp32`, `bf16` or `int8`.
         stage: `downsample`, `extract`, or `fuse, segment`; or `all`.
         seconds: Median over the rounds.
-        macs: Multiply-accumulates executed for the images, padding included.
-        peak: Multiply-accumulates a second that the same instructions reach on data in the first
-            cache, measured in the same rounds.
+        macs: Multiply-accumulates executed for the images, padding included, by the type of what
+            is multiplied; see `CpuBackend.profile`.
+        peaks: By type, measured in the same rounds by loops that share nothing with the kernels.
     """
 
     precision: str
     stage: str
     seconds: float
-    macs: float
-    peak: float
+    macs: Mapping[str, float]
+    peaks: Mapping[str, Peak]
 
     @property
-    def share(self) -> float:
-        """Of the peak, from 0 to 1."""
-        return self.macs / self.seconds / self.peak
+    def share(self) -> float | None:
+        """The time that the multiplications alone would take, of `seconds`; None if unknown."""
+        if not all(self.peaks[kind].rate for kind in self.macs):
+            return None
+        return sum(count / self.peaks[kind].rate for kind, count in self.macs.items()) / self.seconds
 
 
 def measure(folded: FoldedWeights, size: int, batch: int, rounds: int) -> Iterator[StageSpeed]:
@@ -59,36 +74,52 @@ def measure(folded: FoldedWeights, size: int, batch: int, rounds: int) -> Iterat
     chosen, extension = instruction_set.chosen(), native.module()
     for precision in PRECISIONS:
         backend = CpuBackend(folded, precision, extension, chosen)
-        backend.profile(images)
-        runs, peaks = [], []
+        kinds = sorted({kind for _, macs in backend.profile(images).values() for kind in macs})
+        runs, rates = [], {kind: [] for kind in kinds}
         for _ in range(rounds):
             runs.append(backend.profile(images))
-            peaks.append(
-                extension.cpu_peak(
-                    instruction_set=chosen["name"],
-                    type=precision,
-                    threads=torch.get_num_threads(),
-                    seconds=_PEAK_SECONDS,
+            for kind in kinds:
+                rates[kind].append(
+                    extension.cpu_peak(
+                        instruction_set=chosen["name"],
+                        type=kind,
+                        threads=torch.get_num_threads(),
+                        seconds=_PEAK_SECONDS,
+                    )
                 )
+        peaks = {
+            kind: Peak(
+                extension.cpu_peak_instructions(instruction_set=chosen["name"], type=kind),
+                statistics.median(rates[kind]),
             )
-        peak = statistics.median(peaks)
-        for stage in runs[0]:
+            for kind in kinds
+        }
+        for stage, (_, macs) in runs[0].items():
             seconds = statistics.median(run[stage][0] for run in runs)
-            yield StageSpeed(precision, stage, seconds, runs[0][stage][1], peak)
+            yield StageSpeed(precision, stage, seconds, macs, peaks)
         whole = statistics.median(sum(seconds for seconds, _ in run.values()) for run in runs)
-        macs = sum(count for _, count in runs[0].values())
-        yield StageSpeed(precision, "all", whole, macs, peak)
+        total = {
+            kind: sum(macs.get(kind, 0) for _, macs in runs[0].values()) for kind in kinds
+        }
+        yield StageSpeed(precision, "all", whole, total, peaks)
 
 
 def markdown(speeds: list[StageSpeed]) -> str:
-    """A table for documents and terminals."""
+    """Tables for documents and terminals: the stages, and the instructions they are beside."""
     lines = [
         "| precision | stage | ms | GMAC | GMAC/s | of the peak |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for one in speeds:
+        macs = sum(one.macs.values())
+        share = "unknown" if one.share is None else f"{one.share:.0%}"
         lines.append(
-            f"| {one.precision} | {one.stage} | {1e3 * one.seconds:.1f} | {one.macs / 1e9:.2f} | "
-            f"{one.macs / one.seconds / 1e9:.0f} | {one.share:.0%} of {one.peak / 1e9:.0f} |"
+            f"| {one.precision} | {one.stage} | {1e3 * one.seconds:.1f} | {macs / 1e9:.2f} | "
+            f"{macs / one.seconds / 1e9:.0f} | {share} |"
         )
+    lines += ["", "| peak of | instructions, on registers | GMAC/s |", "|---|---|---:|"]
+    peaks = {kind: peak for one in speeds for kind, peak in one.peaks.items()}
+    for kind, peak in sorted(peaks.items()):
+        known = f"{peak.instructions} | {peak.rate / 1e9:.0f}" if peak.rate else "unknown | "
+        lines.append(f"| {kind} | {known} |")
     return "\n".join(lines)

@@ -13,6 +13,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_x86.inl"
 #include "avx512_vectors.h"
 #include "avx512_vnni_dot.h"
 #include "avx512_bf16_dot.h"
@@ -31,6 +33,28 @@ template <int block>
 constexpr int WEIGHTS = 4 + block;
 template <int unit>
 constexpr int CELLS = 6 + unit;
+
+void repeat_tiles(long rounds, void (*four)()) {
+    TileShapes shapes;
+    for (int tile = 0; tile < 8; ++tile) shapes.set(tile, TILE, UNIT);
+    Tiles::configure(shapes);
+    for (; rounds > 0; --rounds) four();
+    Tiles::release();
+}
+
+// Four independent sums, as the kernels have them.
+void repeat_tiles_bf16(long rounds) {
+    repeat_tiles(rounds, [] {
+        Tiles::dot_bf16<0, 4, 6>(), Tiles::dot_bf16<1, 4, 7>(), Tiles::dot_bf16<2, 5, 6>(), Tiles::dot_bf16<3, 5, 7>();
+    });
+}
+void repeat_tiles_i8(long rounds) {
+    repeat_tiles(rounds, [] {
+        Tiles::dot_s8u8<0, 4, 6>(), Tiles::dot_s8u8<1, 4, 7>(), Tiles::dot_s8u8<2, 5, 6>(), Tiles::dot_s8u8<3, 5, 7>();
+    });
+}
+constexpr Rate TILES_BF16 = {"tdpbf16ps", 4 * TILE * UNIT * TILE * 2, repeat_tiles_bf16};
+constexpr Rate TILES_I8 = {"tdpbsud", 4 * TILE * UNIT * TILE * 4, repeat_tiles_i8};
 
 struct DotTilesBF16 {
     static constexpr bool integers = false;
@@ -165,7 +189,7 @@ namespace dssnet::cpu {
 
 constexpr Kernels amx_kernels = [] {
     const char* needs = "AMX (tiles, int8 and bf16), and AVX-512 F, BW, DQ, VL, VNNI and BF16";
-    Kernels table = make_table("amx", needs, true);
+    Kernels table = make_table("amx", needs, true, FMA_512, TILES_I8, TILES_BF16);
     table.convolve[int(Type::bf16)] = convolve_either<DotTilesBF16, DotBF16>;
     table.convolve[int(Type::i8)] = convolve_either<DotTilesI8, DotI8>;
     // Tiles multiply bytes eight times as fast as vectors do whole numbers of 16 bits.

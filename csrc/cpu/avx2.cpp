@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_x86.inl"
 #include "avx2_vectors.h"
 
 // Products of bytes do not fit into the 16 bits of vpmaddubsw, so channels 0 and 2, and 1 and 3 are widened to 16 bits;
@@ -46,6 +48,6 @@ struct DotI16 {
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx2_kernels = make_table("avx2", "AVX2 and FMA", true);
+constexpr Kernels avx2_kernels = make_table("avx2", "AVX2 and FMA", true, FMA_256, MADD_256);
 
 }  // namespace dssnet::cpu

@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_x86.inl"
 #include "avx512_vectors.h"
 
 using DotBF16 = void;
@@ -47,6 +49,6 @@ struct DotI16 {
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx512_kernels = make_table("avx512", "AVX-512 F, BW, DQ and VL", true);
+constexpr Kernels avx512_kernels = make_table("avx512", "AVX-512 F, BW, DQ and VL", true, FMA_512, MADD_512);
 
 }  // namespace dssnet::cpu

@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_x86.inl"
 #include "avx512_vectors.h"
 #include "avx512_vnni_dot.h"
 #include "avx512_bf16_dot.h"
@@ -16,6 +18,6 @@ namespace {
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx512_bf16_kernels = make_table("avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", true);
+constexpr Kernels avx512_bf16_kernels = make_table("avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", true, FMA_512, DPBUSD_512, DPBF16_512);
 
 }  // namespace dssnet::cpu

@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_x86.inl"
 #include "avx512_vectors.h"
 #include "avx512_vnni_dot.h"
 
@@ -17,6 +19,6 @@ using DotBF16 = void;
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx512_vnni_kernels = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", true);
+constexpr Kernels avx512_vnni_kernels = make_table("avx512_vnni", "AVX-512 F, BW, DQ, VL and VNNI", true, FMA_512, DPBUSD_512);
 
 }  // namespace dssnet::cpu

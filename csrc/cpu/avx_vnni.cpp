@@ -7,6 +7,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_x86.inl"
 #include "avx2_vectors.h"
 
 struct DotI8 {
@@ -33,6 +35,6 @@ struct DotI16 : DotI8 {
 
 namespace dssnet::cpu {
 
-constexpr Kernels avx_vnni_kernels = make_table("avx_vnni", "AVX2, FMA and AVX-VNNI", true);
+constexpr Kernels avx_vnni_kernels = make_table("avx_vnni", "AVX2, FMA and AVX-VNNI", true, FMA_256, DPBUSD_256);
 
 }  // namespace dssnet::cpu

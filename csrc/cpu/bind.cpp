@@ -136,38 +136,36 @@ void run_network(const Network& network, const std::string& stage, int batch, in
     network.run(run, threads);
 }
 
-// Multiply-accumulates a second of a convolution whose inputs and weights fit into the first cache.
+// Multiply-accumulates a second of the instructions that multiply a type, on so many threads; 0 where none are known.
 double measure_peak(const std::string& instruction_set, const std::string& type, int threads, double seconds) {
-    const Kernels& kernels = choose_kernels(instruction_set);
-    constexpr int GROUPS = 64, ROUNDS = 64;
-    const Format format = {type_of(type), 1.0f};
-    Operand operand;
-    operand.inputs = GROUPS * channels_per_word(format.type);
-    operand.outputs = kernels.widest_block[int(format.type)];
-    const std::vector<float> weight(size_t(operand.inputs) * operand.outputs, 1.0f);
-    operand.weight = weight.data();
-    const Convolution convolution(kernels, operand, format);
+    const Rate rate = choose_kernels(instruction_set).rates[int(type_of(type))];
+    if (!rate.repeat) return 0;
+    constexpr long ROUNDS = 2000;
     std::vector<double> rates(std::max(threads, 1));
     const py::gil_scoped_release release;
     run_together(threads, [](int) {}, [&](const Member& member) {
-        // Every group is the same: vectors stay where they are.
-        alignas(64) uint32_t cells[2 * UNIT] = {};
-        const uint32_t* line = cells;
-        const ptrdiff_t here = 0;
-        Finish finish;
-        finish.cells = 2 * UNIT;
         using Clock = std::chrono::steady_clock;
         const auto begin = Clock::now();
         double passed = 0, rounds = 0;
         for (; passed < seconds; rounds += ROUNDS) {
-            for (int i = 0; i < ROUNDS; ++i) convolution.row(&line, &here, 0, 2, finish);
+            rate.repeat(ROUNDS);
             passed = std::chrono::duration<double>(Clock::now() - begin).count();
         }
-        rates[member.rank] = rounds * 2 * convolution.macs() / passed;
+        rates[member.rank] = rounds * rate.products / passed;
     });
     double sum = 0;
     for (double rate : rates) sum += rate;
     return sum;
+}
+
+// By the names that `type_of` knows, without those of which there are none.
+std::map<std::string, double> by_name(const Macs& macs) {
+    std::map<std::string, double> found;
+    for (const char* name : {"fp32", "bf16", "int8", "wide_bf16"}) {
+        const double count = macs.of_type[int(type_of(name))];
+        if (count > 0) found[name] = count;
+    }
+    return found;
 }
 
 }  // namespace
@@ -188,7 +186,17 @@ void bind_cpu(py::module_& m) {
         "Instruction sets that this build has kernels for, slowest first.");
 
     m.def("cpu_peak", &measure_peak, py::kw_only(), py::arg("instruction_set"), py::arg("type"), py::arg("threads"),
-          py::arg("seconds"), "Multiply-accumulates a second that the instruction set reaches on so many threads.");
+          py::arg("seconds"),
+          "Multiply-accumulates a second that the instructions for a type reach on registers, on so many threads; 0 where "
+          "none are known.");
+
+    m.def(
+        "cpu_peak_instructions",
+        [](const std::string& instruction_set, const std::string& type) {
+            const char* found = choose_kernels(instruction_set).rates[int(type_of(type))].instructions;
+            return std::string(found ? found : "");
+        },
+        py::kw_only(), py::arg("instruction_set"), py::arg("type"), "What `cpu_peak` measures; nothing where it gives 0.");
 
     py::class_<Network>(m, "CpuNetwork", "A network with its weights packed for an instruction set.")
         .def(py::init(&make_network), py::kw_only(), py::arg("instruction_set"), py::arg("sizes"), py::arg("convolutions"),
@@ -197,8 +205,15 @@ void bind_cpu(py::module_& m) {
              py::arg("addresses"), py::arg("output"), py::arg("threads"), py::arg("core") = py::none(),
              "Fills what `addresses` names. `output`: nothing where only edges are wanted. `core`: only these pixels, "
              "(top, left, bottom, right), of all stages' answer.")
-        .def("macs", &Network::macs, py::arg("height"), py::arg("width"),
-             "Multiply-accumulates for an image: downsample, extract, and the two other stages together.")
+        .def(
+            "macs",
+            [](const Network& network, int height, int width) {
+                std::vector<std::map<std::string, double>> stages;
+                for (const Macs& macs : network.macs(height, width)) stages.push_back(by_name(macs));
+                return stages;
+            },
+            py::arg("height"), py::arg("width"),
+            "Multiply-accumulates for an image, by type: downsample, extract, and the two other stages together.")
         .def(
             "workspace_bytes",
             [](const Network& network, int height, int width, int threads, const Core& core, bool edges) {

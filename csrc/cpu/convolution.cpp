@@ -242,11 +242,16 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
     }
 }
 
-double Convolution::macs() const {
+Macs Convolution::macs() const {
     // Every word is multiplied once for each cell; a part gives four rows of two or four columns.
-    const double products = double(groups_) * channels_per_word(input_.type) * outputs_ * UNIT;
-    if (form_ == Form::direct) return products * lines_ * taps_;
-    return products * part_words(input_.type) * parts_of(form_) / (form_ == Form::pairs ? 8 : 16);
+    const int type = int(input_.type);
+    double products = double(groups_) * channels_per_word(input_.type) * outputs_ * UNIT;
+    if (form_ == Form::direct) products *= lines_ * taps_;
+    else products *= double(parts_of(form_)) / (form_ == Form::pairs ? 8 : 16);
+    const bool twice = form_ != Form::direct && input_.type == Type::i8 && kernels_->weight_words[type] == 1;
+    Macs macs;
+    macs.of_type[type] = twice ? 2 * products : products;
+    return macs;
 }
 
 Weights Convolution::weights() const {

@@ -18,6 +18,22 @@ struct Operand {
     const float* bias = nullptr;  // [output] or null
 };
 
+// Multiply-accumulates by the type of what is multiplied. Of int8 in units of the processor's instructions for bytes: where
+// there are such, those of 16 bits in Winograd's form count twice.
+struct Macs {
+    std::array<double, TYPES> of_type = {};
+
+    Macs& operator+=(const Macs& other) {
+        for (int type = 0; type < TYPES; ++type) of_type[type] += other.of_type[type];
+        return *this;
+    }
+    friend Macs operator+(Macs one, const Macs& other) { return one += other; }
+    friend Macs operator*(double times, Macs macs) {
+        for (double& count : macs.of_type) count *= times;
+        return macs;
+    }
+};
+
 class Convolution {
   public:
     // `segments`: inputs lie in parts of so many channels, each of which fills whole words. Lines that read another map
@@ -53,9 +69,8 @@ class Convolution {
         return rows(arena.take(row_words * std::min(capacity, height)), zeros, height, capacity, phases, cells);
     }
 
-    // Multiply-accumulates of a row of outputs in a phase, for each unit of cells, padding included. Those of int8 in
-    // Winograd's form count twice, as instructions do half as many.
-    double macs() const;
+    // Multiply-accumulates of a row of outputs in a phase, for each unit of cells, padding included.
+    Macs macs() const;
 
     // Adds scale, bias and number of outputs to `finish`.
     Finish complete(Finish finish) const;

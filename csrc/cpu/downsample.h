@@ -19,7 +19,7 @@ class Downsample {
     size_t zero_words(int cells) const;
 
     // Multiply-accumulates for a row of cells, for each unit of them.
-    double macs() const { return 64 * stem_.macs() + 16 * strided_.macs() + 4 * second_.macs() + third_.macs(); }
+    Macs macs() const { return 64 * stem_.macs() + 16 * strided_.macs() + 4 * second_.macs() + third_.macs(); }
 
   private:
     const Kernels& kernels_;

@@ -54,8 +54,8 @@ size_t Extract::zero_words(int cells) const {
     return Rows::words_of_row(1, groups, cells) + PAD;
 }
 
-double Extract::macs() const {
-    double sum = head_.macs();
+Macs Extract::macs() const {
+    Macs sum = head_.macs();
     for (const Block& block : blocks_) {
         for (const Layer& layer : block.layers) {
             for (const Convolution& part : layer.parts) sum += part.macs();

@@ -52,7 +52,7 @@ class Extract {
     size_t zero_words(int cells) const;
 
     // Multiply-accumulates for a row of cells, for each unit of them.
-    double macs() const;
+    Macs macs() const;
 
   private:
     struct Layer {

@@ -62,7 +62,8 @@ Fuse::Fuse(const Kernels& kernels, const Operands& operands)
         smooth_.push_back(operands.convolution(kernels, numbered("fuse.smooth", product), SMOOTH_PANEL));
         factor_steps_.push_back(1 / smooth_.back().input().step);
     }
-    bool by_cells = true;
+    // In int8 the weights of each pixel are added up before they are rounded, and are no 3x3 convolution any more.
+    bool by_cells = operands.input("fuse.reduce").type != Type::i8;
     for (const auto& [name, _] : readers) by_cells = by_cells && operands.has_form(kernels, name, Form::cells);
     for (const auto& [name, convolutions] : readers) {
         if (by_cells) {
@@ -84,10 +85,10 @@ size_t Fuse::zero_words(int cells) const {
     return words + PAD;
 }
 
-double Fuse::macs() const {
+Macs Fuse::macs() const {
     // A convolution at 1/2 resolution gives 16 pixels a cell; those for one pixel are listed.
     const double all = PIXELS * PIXELS, pixels = sizes_.learned_upsampling ? all : 1;
-    double sum = 0;
+    Macs sum;
     for (const Convolution& one : mix_) sum += one.macs();
     for (const Convolution& one : smooth_) sum += pixels * one.macs();
     for (const Convolution& one : reduce_) sum += (by_cells() ? all : pixels) * one.macs();

@@ -23,7 +23,7 @@ class Fuse {
     Format input() const { return mix_.front().input(); }
     size_t zero_words(int cells) const;
     // Multiply-accumulates for a row of cells, for each unit of them.
-    double macs() const;
+    Macs macs() const;
     // Rows of y that may be made before they are asked for.
     int rows_early() const { return by_cells() ? 3 : 0; }
 

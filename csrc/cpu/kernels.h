@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "rates.h"
+
 namespace dssnet::cpu {
 
 constexpr int UNIT = 16;         // cells that are always computed together
@@ -119,6 +121,7 @@ struct Kernels {
     int widest_part[TYPES];   // in Winograd's form
     int part_lanes;           // cells of a part, or pairs of them, that are computed together
     int weight_words[TYPES];  // that a word of a map is multiplied by: two where bytes are widened
+    Rate rates[TYPES];        // of the instructions that multiply; none where none is known
     int tiles_from[TYPES];    // groups from which on a convolution's weights are wanted in tiles; 0 is never
 
     // Panels [first_panel, last_panel) of a row of outputs, `units` units of cells. Null for what has no instructions.

@@ -52,7 +52,8 @@ constexpr void add_winograd(Kernels& table, Type type) {
     table.winograd_cells[int(type)] = winograd_cells<Parts, integers>;
 }
 
-constexpr Kernels make_table(const char* name, const char* needs, bool fast_i8) {
+// `f32`, `i8` and `bf16`: rates of what multiplies them.
+constexpr Kernels make_table(const char* name, const char* needs, bool fast_i8, Rate f32, Rate i8, Rate bf16 = {}) {
     Kernels table = {};
     table.name = name, table.needs = needs;
     table.part_lanes = PART_LANES;
@@ -64,6 +65,8 @@ constexpr Kernels make_table(const char* name, const char* needs, bool fast_i8) 
     if constexpr (!std::is_void_v<DotBF16>) add_convolutions<DotBF16, false>(table, Type::bf16);
     add_convolutions<DotI8, true>(table, Type::i8);
     if constexpr (!std::is_void_v<DotI16>) add_winograd<PartsI8<DotI16>, true>(table, Type::i8);
+    table.rates[int(Type::f32)] = table.rates[int(Type::wide_bf16)] = f32;
+    table.rates[int(Type::bf16)] = bf16, table.rates[int(Type::i8)] = i8;
     table.finish = finish;
     table.image_u8 = image_u8, table.image_f32 = image_f32;
     table.pool = pool;

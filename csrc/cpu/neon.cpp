@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_neon.inl"
 #include "neon_vectors.h"
 
 using DotBF16 = void;
@@ -32,6 +34,6 @@ struct DotI8 {
 
 namespace dssnet::cpu {
 
-constexpr Kernels neon_kernels = make_table("neon", "NEON, as every aarch64 processor", false);
+constexpr Kernels neon_kernels = make_table("neon", "NEON, as every aarch64 processor", false, FMLA, SMULL);
 
 }  // namespace dssnet::cpu

@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_neon.inl"
 #include "neon_vectors.h"
 #include "neon_sdot.h"
 
@@ -29,6 +31,6 @@ struct DotBF16 {
 
 namespace dssnet::cpu {
 
-constexpr Kernels neon_bf16_kernels = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true);
+constexpr Kernels neon_bf16_kernels = make_table("neon_bf16", "NEON with dot products (FEAT_DotProd, FEAT_BF16)", true, FMLA, SDOT, BFDOT);
 
 }  // namespace dssnet::cpu

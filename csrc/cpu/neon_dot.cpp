@@ -6,6 +6,8 @@
 
 namespace {
 
+using dssnet::cpu::Rate;
+#include "rates_neon.inl"
 #include "neon_vectors.h"
 #include "neon_sdot.h"
 
@@ -17,6 +19,6 @@ using DotBF16 = void;
 
 namespace dssnet::cpu {
 
-constexpr Kernels neon_dot_kernels = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", true);
+constexpr Kernels neon_dot_kernels = make_table("neon_dot", "NEON with dot products (FEAT_DotProd)", true, FMLA, SDOT);
 
 }  // namespace dssnet::cpu

@@ -79,7 +79,7 @@ size_t Network::workspace_bytes(const Run& run, int threads) const {
     return 4 * layout(run, extract_plan(run)).words(threads);
 }
 
-std::array<double, 3> Network::macs(int height, int width) const {
+std::array<Macs, 3> Network::macs(int height, int width) const {
     const double units = double(height / PHASES) * (round_up(width / PHASES, UNIT) / UNIT);
     return {units * downsample_.macs(), units * extract_.macs(), units * (fuse_.macs() + segment_.macs())};
 }

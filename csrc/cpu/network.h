@@ -51,7 +51,7 @@ class Network {
 
     const Sizes& sizes() const { return sizes_; }
     // Multiply-accumulates for an image, padding included: as `Run::seconds`.
-    std::array<double, 3> macs(int height, int width) const;
+    std::array<Macs, 3> macs(int height, int width) const;
     // What a run needs beyond inputs and results, in bytes. Of `run` only sizes, stage, core and what is wanted count.
     size_t workspace_bytes(const Run& run, int threads) const;
 

@@ -67,6 +67,6 @@ using DotI16 = void;
 
 namespace dssnet::cpu {
 
-constexpr Kernels portable_kernels = make_table("portable", "any processor", false);
+constexpr Kernels portable_kernels = make_table("portable", "any processor", false, {}, {});
 
 }  // namespace dssnet::cpu

@@ -17,7 +17,7 @@ class Segment {
     Rows y_rows(Arena& arena, const uint32_t* const* zeros, int height, int extra, int cells) const;
     size_t zero_words(int cells) const;
     // Multiply-accumulates for a row of cells, for each unit of them, without the image's border.
-    double macs() const { return 16 * (narrow_.macs() + tail_.macs()); }
+    Macs macs() const { return 16 * (narrow_.macs() + tail_.macs()); }
 
     // Which rows, at 1/2 resolution, are computed together and read for `rows` of the answer's.
     struct Plan {

@@ -32,6 +32,9 @@ INSTRUCTION_SETS = _found()
 # Two that share no line of intrinsics, for what does not depend on the instruction set.
 ENDS = list(dict.fromkeys([*list(INSTRUCTION_SETS)[:1], *list(INSTRUCTION_SETS)[-1:]]))
 
+# Those with instructions for bfloat16, whether they are fast here or not.
+NATIVE_BF16 = [name for name in INSTRUCTION_SETS if name in ("avx512_bf16", "amx", "neon_bf16")]
+
 
 def folded_weights(network: DSSNet) -> FoldedWeights:
     """What a backend is given for a network."""
@@ -49,10 +52,16 @@ def calibrated(name: str, strange: bool = False) -> FoldedWeights:
 
 
 def backend(
-    weights: FoldedWeights, precision: str = "fp32", name: str | None = None, winograd: bool = True
+    weights: FoldedWeights,
+    precision: str = "fp32",
+    name: str | None = None,
+    winograd: bool = True,
+    fast_bf16: bool | None = None,
 ) -> CpuBackend:
-    """The engine, for an instruction set or the best."""
-    chosen = INSTRUCTION_SETS[name or ENDS[-1]]
+    """The engine, for an instruction set or the best; `fast_bf16` if not as the processor is."""
+    chosen = dict(INSTRUCTION_SETS[name or ENDS[-1]])
+    if fast_bf16 is not None:
+        chosen["fast_bf16"] = fast_bf16
     return CpuBackend(weights, precision, native.module(), chosen, winograd)
 
 

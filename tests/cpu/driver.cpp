@@ -61,7 +61,7 @@ void read(const char* path, Given& given) {
         std::string type;
         Format input;
         file >> one.name >> one.lines >> one.taps >> one.inputs >> one.outputs >> type >> input.step;
-        input.type = type == "int8" ? Type::i8 : type == "bf16" ? Type::bf16 : Type::f32;
+        input.type = type == "int8" ? Type::i8 : type == "wide_bf16" ? Type::wide_bf16 : Type::f32;
         file.get();  // the end of the line
         for (const size_t count : {size_t(one.lines) * one.taps * one.inputs * one.outputs, size_t(one.outputs)}) {
             given.numbers.emplace_back(count);

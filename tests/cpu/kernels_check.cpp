@@ -584,6 +584,20 @@ void check_answers(Check& check) {
     }
 }
 
+// The loops that measure instructions run, and are there for all that has instructions of its own.
+void check_rates(Check& check) {
+    std::snprintf(check.about, sizeof check.about, "rates");
+    const bool portable = check.kernels.name == std::string("portable");
+    for (Type type : ALL_TYPES) {
+        const Rate& rate = check.kernels.rates[int(type)];
+        const bool wanted = has(check.kernels, type) && !portable;
+        check.same(rate.repeat != nullptr, wanted, "there");
+        if (!rate.repeat) continue;
+        rate.repeat(3);
+        check.same(rate.products > 0 && rate.instructions[0], true, "described");
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -605,6 +619,7 @@ int main() {
         check_pool(check);
         check_nine(check);
         check_answers(check);
+        check_rates(check);
         right = check.report() && right;
     }
     return right ? 0 : 1;

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpu.cases import ENDS, INSTRUCTION_SETS, backend, calibrated, folded_weights, run, threads
+from cpu.cases import ENDS, INSTRUCTION_SETS, NATIVE_BF16, backend, calibrated, folded_weights, run, threads
 from dssnet_fast.backends import PRECISIONS
 from dssnet_fast.weights import FoldedWeights
 from laboratory import Reference, last, relative_error, specimen
@@ -32,7 +32,7 @@ SHAPES = {
     "basic": (2, 24, 128),
     "pixel_shuffle": (1, 40, 136),
 }
-MODES = ("fp32", "fp32-direct", "bf16")
+MODES = ("fp32", "fp32-direct", "bf16-wide", "bf16-native")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def stages(name: str, precision: str, plain: bool) -> Stages:
 def engine(name: str, mode: str, plain: bool, instruction_set: str):
     precision, _, form = mode.partition("-")
     weights = stages(name, precision, plain).weights
-    return backend(weights, precision, instruction_set, winograd=form != "direct")
+    return backend(weights, precision, instruction_set, form != "direct", form == "native")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,8 @@ def test_stage(instruction_set, name, mode, plain, stage):
     """Float32 is exact; fusing rounds less often than PyTorch does in bfloat16."""
     if "edges" in stage and not CONFIGS[name].edge:
         pytest.skip("this network has no edge head")
+    if mode == "bf16-native" and instruction_set not in NATIVE_BF16:
+        pytest.skip(f"{instruction_set} has no instructions for bfloat16")
     ours = engine(name, mode, plain, instruction_set)
     case = stages(name, mode.partition("-")[0], plain)
     answer = run(ours, stage, case.inputs[stage])
@@ -99,7 +101,7 @@ def test_stage(instruction_set, name, mode, plain, stage):
         mine = mine[..., None] if "edges" in stage else mine
         assert mine.shape == wanted.shape
         error = relative_error(mine, wanted)
-        limit = relative_error(theirs, wanted) if mode == "bf16" else EXACT
+        limit = relative_error(theirs, wanted) if mode.startswith("bf16") else EXACT
         assert error <= limit, f"{error:.2e}, PyTorch {relative_error(theirs, wanted):.2e}"
 
 

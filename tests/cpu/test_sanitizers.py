@@ -15,7 +15,7 @@ import pytest
 
 from cpu.cases import ENDS, INSTRUCTION_SETS, calibrated
 from dssnet_fast.backends import sources
-from dssnet_fast.backends.cpu.operands import operands
+from dssnet_fast.backends.cpu.operands import float_type, operands
 from dssnet_fast.quantisation import layer_names
 from networks import CONFIGS
 
@@ -97,7 +97,7 @@ def write_operands(path: Path, name: str, precision: str, exact: Sequence[str] =
     """A network as the engine gives it to the extension, for `read` in driver.cpp."""
     weights = calibrated(name)
     weights = replace(weights, quantisation=replace(weights.quantisation, exact=tuple(exact)))
-    found = operands(weights, precision, "fp32")
+    found = operands(weights, precision, float_type(precision, fast_bf16=False))
     with open(path, "wb") as file:
 
         def write(*words) -> None:

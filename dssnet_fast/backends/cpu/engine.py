@@ -170,7 +170,7 @@ class CpuBackend:
         box = None if core is None else astuple(core)
         return self._network.workspace_bytes(height, width, torch.get_num_threads(), box, edges)
 
-    def profile(self, image: Tensor) -> dict[str, tuple[float, float]]:
+    def profile(self, image: Tensor) -> dict[str, tuple[float, dict[str, float]]]:
         """Seconds and multiply-accumulates of one run, by stage.
 
         Args:
@@ -178,17 +178,19 @@ class CpuBackend:
 
         Returns:
             `downsample`, `extract`, and `fuse, segment`, which run row by row in turn; the
-            multiply-accumulates are those executed, padding included.
+            multiply-accumulates are those executed, padding included, by the type of what is
+            multiplied: `fp32`, `bf16`, `int8` or `wide_bf16` (see `operands.float_type`).
         """
         size, given = self._image(image)
         seconds = torch.zeros(3, dtype=torch.float64)
         labels = new_answer(image, size, "labels", self.config.classes)
         self._run("all", size, given | {"labels": labels, "seconds": seconds})
-        macs = self._network.macs(size[1], size[2])
         names = ("downsample", "extract", "fuse, segment")
         return {
-            name: (float(one), size[0] * count)
-            for name, one, count in zip(names, seconds, macs, strict=True)
+            name: (float(one), {kind: size[0] * count for kind, count in macs.items()})
+            for name, one, macs in zip(
+                names, seconds, self._network.macs(size[1], size[2]), strict=True
+            )
         }
 
     def _image(self, image: Tensor) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
