@@ -7,8 +7,12 @@ import importlib.metadata
 import json
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 from dssnet_fast import cli
+
+if TYPE_CHECKING:
+    from dssnet_fast.python_ref.config import DSSNetConfig
 
 _PACKAGES = ("torch", "triton", "numpy", "kornia", "onnxruntime")
 
@@ -23,7 +27,8 @@ def make_parser() -> argparse.ArgumentParser:
 def collect() -> dict[str, object]:
     """Versions, devices, and for every backend and precision None or why it cannot run.
 
-    `cuda` and `cpu` say what the backends of these names have to run with.
+    `cuda` and `cpu` say what the backends of these names have to run with, `auto` what would be
+    chosen: no backend and no precision where that is an error, which `reason` then tells.
     """
     import torch
 
@@ -55,7 +60,6 @@ def collect() -> dict[str, object]:
             name: {p: backends.module(name).why_not(where, p, config) for p in backends.PRECISIONS}
             for name in backends.names()
         }
-    chosen = backends.choose("auto", "auto", "auto", config)
     return {
         "dssnet_fast": dssnet_fast.__version__,
         "python": platform.python_version(),
@@ -65,12 +69,28 @@ def collect() -> dict[str, object]:
         "backends": table,
         "cuda": cuda.collect(capabilities),
         "cpu": cpu.collect(),
-        "auto": {
-            "backend": chosen.name,
-            "device": str(chosen.device),
-            "precision": chosen.precision,
-            "reason": chosen.reason,
-        },
+        "auto": _automatic(config),
+    }
+
+
+def _automatic(config: DSSNetConfig) -> dict[str, str | None]:
+    from dssnet_fast import backends
+
+    device = backends.find_device("auto")
+    try:
+        chosen = backends.choose("auto", device, "auto", config)
+    except backends.BackendUnavailable as error:
+        return {
+            "backend": None,
+            "device": str(device),
+            "precision": None,
+            "reason": cli.one_line(error),
+        }
+    return {
+        "backend": chosen.name,
+        "device": str(device),
+        "precision": chosen.precision,
+        "reason": chosen.reason,
     }
 
 
@@ -106,6 +126,9 @@ def body(arguments: argparse.Namespace) -> None:
     for line in cpu.lines(found["cpu"]):
         print(f"  {line}")
     auto = found["auto"]
+    if auto["backend"] is None:
+        print(f"auto       nothing: {auto['reason']}")
+        return
     print(f"auto       {auto['backend']}, {auto['device']}, {auto['precision']} ({auto['reason']})")
 
 

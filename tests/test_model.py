@@ -276,6 +276,9 @@ class Flawed:
     def why_not_automatic(self, device):
         return None
 
+    def unmet(self, device):
+        return None
+
     def best_precision(self, device):
         return "bf16"
 

@@ -37,6 +37,11 @@ def why_not_automatic(device: torch.device) -> str | None:
     return None
 
 
+def unmet(device: torch.device) -> str | None:
+    """Its variables ask for nothing that it may not have."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Half precision on a GPU, where it is twice as fast; exact elsewhere."""
     return "fp16" if device.type == "cuda" else "fp32"

@@ -82,6 +82,11 @@ def why_not_automatic(device: torch.device) -> str | None:
     return None
 
 
+def unmet(device: torch.device) -> str | None:
+    """Its variables ask for nothing that it may not have."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Both are as fast; fp16 is closer to the exact answer."""
     return "fp16"

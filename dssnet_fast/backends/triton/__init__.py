@@ -60,6 +60,11 @@ def why_not_automatic(device: torch.device) -> str | None:
     return "runs in Triton's interpreter, very slowly" if device.type == "cpu" else None
 
 
+def unmet(device: torch.device) -> str | None:
+    """Its variables ask for nothing that it may not have."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Half precision on a GPU, where it is many times faster; exact in the interpreter."""
     return "fp16" if device.type == "cuda" else "fp32"
