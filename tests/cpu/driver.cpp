@@ -1,7 +1,11 @@
-// Runs a network of csrc/cpu in every way there is, for sanitizers; see test_sanitizers.py.
+// Runs a network of csrc/cpu in every way there is, for sanitizers; see test_sanitizers.py. Or in few, for emulated
+// processors, on which it takes longer; see test_emulated.py.
 //
-//   driver FILE [large | short]    FILE: what `write_operands` wrote; large: larger images, too; short: an answer's
-//                                  memory is too short by one number, which a sanitizer must see
+//   driver FILE [large | short | answers FOLDER]
+//       FILE     what `write_operands` wrote
+//       large    larger images, too
+//       short    an answer's memory is too short by one number, which a sanitizer must see
+//       answers  of one image, into files FOLDER/SET-FORM: logits, and the edge map where there is one, as raw floats
 //
 // Every buffer has the very size that it must have. Where sums do not depend on who computes them the answers are
 // compared, too. Prints the instruction sets that ran.
@@ -272,16 +276,33 @@ void exercise(const Kernels& kernels, Operands operands, bool winograd, bool lar
     other.join();
 }
 
+void write(const Kernels& kernels, Operands operands, bool winograd, const std::string& folder) {
+    operands.winograd = winograd;
+    const Network network(kernels, operands);
+    const Images images(network, 1, 16, 72);
+    std::ofstream file(folder + "/" + kernels.name + (winograd ? "-winograd" : "-direct"), std::ios::binary);
+    const auto append = [&](const Floats& values) {
+        file.write(reinterpret_cast<const char*>(values.data()), std::streamsize(values.size() * sizeof(float)));
+    };
+    append(images.whole(2));
+    if (network.sizes().edges) append(images.edges(2, true));
+    if (!file.flush()) fail("cannot write to " + folder);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const std::string option = count > 2 ? arguments[2] : "";
     missing = option == "short";
+    const bool answers = option == "answers" && count > 3;
     Given given;
     read(arguments[1], given);
     for (const InstructionSet& set : instruction_sets()) {
         if (!set.runs_here) continue;
-        for (bool winograd : {true, false}) exercise(*set.kernels, given.operands, winograd, option == "large");
+        for (bool winograd : {true, false}) {
+            if (answers) write(*set.kernels, given.operands, winograd, arguments[3]);
+            else exercise(*set.kernels, given.operands, winograd, option == "large");
+        }
         std::cout << set.kernels->name << "\n";
     }
 }
