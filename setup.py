@@ -201,14 +201,23 @@ def compile_extension(workers: ThreadPoolExecutor) -> tuple[Path, dict[str, obje
     return extension, facts
 
 
-def usable_instruction_sets(compiler: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Those the compiler knows, and for each other one of this kind of processor why not."""
+def usable_instruction_sets(
+    compiler: Sequence[str], machine: str | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Those that compiler and assembler know, and for each other one why not.
+
+    Args:
+        compiler: A command.
+        machine: The kind of processor it compiles for; this one's by default.
+    """
     usable, left_out = [], {}
     for name, one in sources.INSTRUCTION_SETS.items():
-        if platform.machine() not in one.machines:
+        if (machine or platform.machine()) not in one.machines:
             continue
         try:
-            probe([*compiler, *one.options, "-c"], ".cpp", _PYTHON_PROBE)
+            # A compiler may be newer than its assembler, and takes the options all the same.
+            program = f'void probe() {{ __asm__ volatile("{one.newest}"); }}\n'
+            probe([*compiler, *one.options, "-c"], ".cpp", program)
             usable.append(name)
         except Failed as failed:
             left_out[name] = first_error(failed)

@@ -134,12 +134,15 @@ def print_slide(reference, arguments: argparse.Namespace) -> None:
     from dssnet_fast.slides.slide import open_slide
     from dssnet_fast.wsi.options import Options
 
-    folded = FastDSSNet.pretrained(device="cpu").folded_weights()
+    # Nothing is computed with these: whichever backend there is in any case.
+    anywhere = {"device": "cpu", "backend": "torch"}
     if reference is not None:
-        folded = FastDSSNet.from_reference(reference, device="cpu").folded_weights()
+        folded = FastDSSNet.from_reference(reference, **anywhere).folded_weights()
     else:
+        folded = FastDSSNet.pretrained(**anywhere).folded_weights()
         reference = weights.unfold(folded).float()
     device = backends.find_device(arguments.device)
+    backends.check_environment(device)
     slide = open_slide(arguments.slide)
     mpp, size = slide.mpp or 0.5, slide.levels[0]
     slide.close()

@@ -92,7 +92,11 @@ def contestants(device: torch.device, config: DSSNetConfig) -> list[Contestant]:
 
     The reference runs in every precision that some backend has here, in channels-last memory too:
     a fused network ought to beat PyTorch at its best, not only as it comes.
+
+    Raises:
+        BackendUnavailable: See `backends.check_environment`: it would be missed among these.
     """
+    backends.check_environment(device)
     able = backends.available(device, config)
     offered = [p for p in backends.PRECISIONS if any(p in row for row in able.values())]
     found = [

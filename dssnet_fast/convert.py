@@ -177,10 +177,13 @@ def body(arguments: argparse.Namespace) -> None:
 
 def _calibrate(folded, paths: list[Path], dtype: str):
     """Add what int8 needs to folded weights, and say in a few words how well it does."""
+    import torch
+
     from dssnet_fast import calibrate
-    from dssnet_fast.backends import BackendUnavailable
+    from dssnet_fast.backends import BackendUnavailable, check_environment
     from dssnet_fast.python_ref.images import read_image
 
+    check_environment(torch.device("cpu"))
     # What will be read back is what is calibrated.
     folded = folded.rounded(dtype)
 

@@ -14,6 +14,8 @@ from dssnet_fast import cli
 if TYPE_CHECKING:
     import torch
 
+    from dssnet_fast.python_ref.config import DSSNetConfig
+
 _PACKAGES = ("torch", "triton", "numpy", "kornia", "onnxruntime")
 
 
@@ -28,7 +30,8 @@ def collect() -> dict[str, object]:
     """Versions, devices, and for every backend and precision None or why it cannot run.
 
     `no_gain` says of those that can run but are no better than fp32 why.
-    `cuda` and `cpu` say what the backends of these names have to run with.
+    `cuda` and `cpu` say what the backends of these names have to run with, `auto` what would be
+    chosen: no backend and no precision where that is an error, which `reason` then tells.
     """
     import torch
 
@@ -64,7 +67,6 @@ def collect() -> dict[str, object]:
         device: {name: _no_gain(torch.device(device), name, rows) for name, rows in found.items()}
         for device, found in table.items()
     }
-    chosen = backends.choose("auto", "auto", "auto", config)
     return {
         "dssnet_fast": dssnet_fast.__version__,
         "python": platform.python_version(),
@@ -75,12 +77,28 @@ def collect() -> dict[str, object]:
         "no_gain": no_gain,
         "cuda": cuda.collect(capabilities),
         "cpu": cpu.collect(),
-        "auto": {
-            "backend": chosen.name,
-            "device": str(chosen.device),
-            "precision": chosen.precision,
-            "reason": chosen.reason,
-        },
+        "auto": _automatic(config),
+    }
+
+
+def _automatic(config: DSSNetConfig) -> dict[str, str | None]:
+    from dssnet_fast import backends
+
+    device = backends.find_device("auto")
+    try:
+        chosen = backends.choose("auto", device, "auto", config)
+    except backends.BackendUnavailable as error:
+        return {
+            "backend": None,
+            "device": str(device),
+            "precision": None,
+            "reason": cli.one_line(error),
+        }
+    return {
+        "backend": chosen.name,
+        "device": str(device),
+        "precision": chosen.precision,
+        "reason": chosen.reason,
     }
 
 
@@ -128,6 +146,9 @@ def body(arguments: argparse.Namespace) -> None:
     for line in cpu.lines(found["cpu"]):
         print(f"  {line}")
     auto = found["auto"]
+    if auto["backend"] is None:
+        print(f"auto       nothing: {auto['reason']}")
+        return
     print(f"auto       {auto['backend']}, {auto['device']}, {auto['precision']} ({auto['reason']})")
 
 

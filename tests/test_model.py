@@ -279,6 +279,9 @@ class Flawed:
     def why_no_gain(self, device, precision):
         return None
 
+    def unmet(self, device):
+        return None
+
     def best_precision(self, device):
         return "bf16"
 

@@ -120,6 +120,9 @@ class BackendModule(Protocol):
     def why_no_gain(self, device: torch.device, precision: str) -> str | None:
         """Why fp32 is the better choice where both run; None when it is not."""
 
+    def unmet(self, device: torch.device) -> str | None:
+        """What a variable asks of it on `device` in vain; `auto` does not go on past that."""
+
     def best_precision(self, device: torch.device) -> str:
         """What `precision="auto"` means on `device`."""
 
@@ -188,6 +191,13 @@ def find_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def check_environment(device: torch.device) -> None:
+    """Raise BackendUnavailable if a variable asks for what a backend has not got on `device`."""
+    for name in names():
+        if (unmet := module(name).unmet(device)) is not None:
+            raise BackendUnavailable(unmet)
+
+
 def choose(
     backend: str,
     device: str | torch.device,
@@ -196,6 +206,9 @@ def choose(
     failed: Mapping[str, str] | None = None,
 ) -> Choice:
     """Decide who computes. Only `auto` may fall back; what is named either runs or raises.
+
+    What a variable of the environment names is named, too: where `auto` comes to a backend that
+    cannot run because of it, that is an error.
 
     Args:
         backend: A name or `auto`.
@@ -226,6 +239,8 @@ def choose(
         if reason is None:
             best = "best available" if backend == "auto" else "named by the caller"
             return Choice(name, where, exact, "; ".join(reasons) or best)
+        if backend == "auto" and (unmet := entry.unmet(where)) is not None:
+            raise BackendUnavailable(unmet)
         reasons.append(f"{name}: {reason}")
     able = {n: p for n, p in available(where, config).items() if n not in (failed or {})}
     options = "; ".join(f"{name} ({', '.join(p)})" for name, p in able.items()) or "nothing"

@@ -50,22 +50,42 @@ class InstructionSet(NamedTuple):
     Attributes:
         machines: What `platform.machine()` says where it can be compiled.
         options: What lets the compiler use it.
+        newest: Its newest instructions, in assembly; an assembler that knows them knows all.
     """
 
     machines: tuple[str, ...]
     options: tuple[str, ...]
+    newest: str
 
+
+_X86, _ARM = ("x86_64",), ("aarch64",)
+_BYTES, _HALVES = "vpdpbusd %zmm2, %zmm1, %zmm0", "vdpbf16ps %zmm2, %zmm1, %zmm0"
+_TILES = "tdpbf16ps %tmm2, %tmm1, %tmm0; tdpbsud %tmm2, %tmm1, %tmm0"
 
 INSTRUCTION_SETS = {
-    "avx2": InstructionSet(("x86_64",), ("-mavx2", "-mfma")),
-    "avx_vnni": InstructionSet(("x86_64",), ("-mavx2", "-mfma", "-mavxvnni")),
-    "avx512": InstructionSet(("x86_64",), _WIDE),
-    "avx512_vnni": InstructionSet(("x86_64",), (*_WIDE, "-mavx512vnni")),
-    "avx512_bf16": InstructionSet(("x86_64",), _WIDE_BF16),
-    "amx": InstructionSet(("x86_64",), (*_WIDE_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")),
-    "neon": InstructionSet(("aarch64",), _NEON),
-    "neon_dot": InstructionSet(("aarch64",), (*_NEON, "-march=armv8.2-a+dotprod")),
-    "neon_bf16": InstructionSet(("aarch64",), (*_NEON, "-march=armv8.2-a+dotprod+bf16")),
+    "avx2": InstructionSet(
+        _X86,
+        ("-mavx2", "-mfma"),
+        "vpmaddwd %ymm2, %ymm1, %ymm0; vfmadd231ps %ymm2, %ymm1, %ymm0",
+    ),
+    "avx_vnni": InstructionSet(
+        _X86, ("-mavx2", "-mfma", "-mavxvnni"), "{vex} vpdpbusd %ymm2, %ymm1, %ymm0"
+    ),
+    "avx512": InstructionSet(_X86, _WIDE, "vpmaddwd %zmm2, %zmm1, %zmm0; vcvtps2qq %ymm1, %zmm0"),
+    "avx512_vnni": InstructionSet(_X86, (*_WIDE, "-mavx512vnni"), _BYTES),
+    "avx512_bf16": InstructionSet(_X86, _WIDE_BF16, f"{_BYTES}; {_HALVES}"),
+    "amx": InstructionSet(
+        _X86,
+        (*_WIDE_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        f"{_HALVES}; {_TILES}",
+    ),
+    "neon": InstructionSet(_ARM, _NEON, "fmla v0.4s, v1.4s, v2.4s"),
+    "neon_dot": InstructionSet(
+        _ARM, (*_NEON, "-march=armv8.2-a+dotprod"), "sdot v0.4s, v1.16b, v2.16b"
+    ),
+    "neon_bf16": InstructionSet(
+        _ARM, (*_NEON, "-march=armv8.2-a+dotprod+bf16"), "bfdot v0.4s, v1.8h, v2.8h"
+    ),
 }
 
 

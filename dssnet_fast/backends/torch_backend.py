@@ -42,6 +42,11 @@ def why_no_gain(device: torch.device, precision: str) -> str | None:
     return why_no_fast_bf16(device) if precision == "bf16" else None
 
 
+def unmet(device: torch.device) -> str | None:
+    """Its variables ask for nothing that it may not have."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Half precision on a GPU, where it is twice as fast; exact elsewhere."""
     return "fp16" if device.type == "cuda" else "fp32"

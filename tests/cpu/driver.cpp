@@ -1,7 +1,11 @@
-// Runs a network of csrc/cpu in every way there is, for sanitizers; see test_sanitizers.py.
+// Runs a network of csrc/cpu in every way there is, for sanitizers; see test_sanitizers.py. Or in few, for emulated
+// processors, on which it takes longer; see test_emulated.py.
 //
-//   driver FILE [large | short]    FILE: what `write_operands` wrote; large: larger images, too; short: an answer's
-//                                  memory is too short by one number, which a sanitizer must see
+//   driver FILE [large | short | answers FOLDER]
+//       FILE     what `write_operands` wrote
+//       large    larger images, too
+//       short    an answer's memory is too short by one number, which a sanitizer must see
+//       answers  of one image, into files FOLDER/SET-FORM: logits, and the edge map where there is one, as raw floats
 //
 // Every buffer has the very size that it must have. Where sums do not depend on who computes them the answers are
 // compared, too. Prints the instruction sets that ran.
@@ -61,7 +65,7 @@ void read(const char* path, Given& given) {
         std::string type;
         Format input;
         file >> one.name >> one.lines >> one.taps >> one.inputs >> one.outputs >> type >> input.step;
-        input.type = type == "int8" ? Type::i8 : type == "wide_bf16" ? Type::wide_bf16 : Type::f32;
+        input.type = type == "int8" ? Type::i8 : type == "bf16" ? Type::bf16 : Type::f32;
         file.get();  // the end of the line
         for (const size_t count : {size_t(one.lines) * one.taps * one.inputs * one.outputs, size_t(one.outputs)}) {
             given.numbers.emplace_back(count);
@@ -233,8 +237,17 @@ void expect_equal(const Floats& one, const Floats& other, const char* what) {
     if (one != other) fail(what);
 }
 
-void exercise(const Kernels& kernels, Operands operands, bool winograd, bool large) {
+// The operands for an instruction set: in a form, and bfloat16 as it has it.
+Operands of_set(const Kernels& kernels, Operands operands, bool winograd) {
     operands.winograd = winograd;
+    for (auto& [_, input] : operands.inputs) {
+        if (input.type == Type::bf16 && !kernels.convolve[int(Type::bf16)]) input.type = Type::wide_bf16;
+    }
+    return operands;
+}
+
+void exercise(const Kernels& kernels, const Operands& given, bool winograd, bool large) {
+    const Operands operands = of_set(kernels, given, winograd);
     const Network network(kernels, operands);
     std::vector<std::array<int, 3>> shapes = {{1, 8, 8}, {3, 16, 136}, {1, 72, 16}, {0, 8, 8}};
     if (large) shapes.insert(shapes.end(), {{1, 56, 264}, {2, 136, 8}});
@@ -272,16 +285,32 @@ void exercise(const Kernels& kernels, Operands operands, bool winograd, bool lar
     other.join();
 }
 
+void write(const Kernels& kernels, const Operands& given, bool winograd, const std::string& folder) {
+    const Network network(kernels, of_set(kernels, given, winograd));
+    const Images images(network, 1, 16, 72);
+    std::ofstream file(folder + "/" + kernels.name + (winograd ? "-winograd" : "-direct"), std::ios::binary);
+    const auto append = [&](const Floats& values) {
+        file.write(reinterpret_cast<const char*>(values.data()), std::streamsize(values.size() * sizeof(float)));
+    };
+    append(images.whole(2));
+    if (network.sizes().edges) append(images.edges(2, true));
+    if (!file.flush()) fail("cannot write to " + folder);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const std::string option = count > 2 ? arguments[2] : "";
     missing = option == "short";
+    const bool answers = option == "answers" && count > 3;
     Given given;
     read(arguments[1], given);
     for (const InstructionSet& set : instruction_sets()) {
         if (!set.runs_here) continue;
-        for (bool winograd : {true, false}) exercise(*set.kernels, given.operands, winograd, option == "large");
+        for (bool winograd : {true, false}) {
+            if (answers) write(*set.kernels, given.operands, winograd, arguments[3]);
+            else exercise(*set.kernels, given.operands, winograd, option == "large");
+        }
         std::cout << set.kernels->name << "\n";
     }
 }

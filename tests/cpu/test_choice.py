@@ -14,14 +14,34 @@ import pytest
 import torch
 
 from cpu.cases import ENDS, INSTRUCTION_SETS, folded_weights
-from dssnet_fast import DSSNetConfig, FastDSSNet, backends
+from dssnet_fast import (
+    DSSNetConfig,
+    FastDSSNet,
+    backends,
+    bench,
+    cli,
+    convert,
+    evaluate,
+    info,
+    segment,
+)
 from dssnet_fast.backends import BackendUnavailable, cpu, native
 from dssnet_fast.backends.cpu import instruction_set, report
+from dssnet_fast.wsi import __main__ as wsi
 from networks import noise, random_network
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PAPER = DSSNetConfig()
+
+# Those that choose a backend, or have a use for one.
+COMMANDS = {
+    "segment": segment,
+    "wsi": wsi,
+    "evaluate": evaluate,
+    "bench": bench,
+    "convert": convert,
+}
 
 OLD = {"needs": "nothing", "runs_here": True, "fast_bf16": False, "fast_int8": False, "problem": ""}
 NEW = {**OLD, "needs": "silicon", "fast_bf16": True, "fast_int8": True}
@@ -64,7 +84,7 @@ def test_the_first_thing_in_the_way_is_named(machine, monkeypatch):
         "computes in fp32, bf16, int8; for fp16 use backend torch"
     )
     monkeypatch.setenv(instruction_set.VARIABLE, "avx9")
-    assert "DSSNET_FAST_ISA=avx9 is not in this build" in cpu.why_not(CPU, "fp16", PAPER)
+    assert "DSSNET_FAST_ISA=avx9 is no instruction set" in cpu.why_not(CPU, "fp16", PAPER)
     monkeypatch.setattr(native, "problem", lambda: "nothing is compiled here")
     assert cpu.why_not(CPU, "fp16", PAPER) == "nothing is compiled here"
     assert cpu.why_not(GPU, "fp16", PAPER) == "runs on the CPU; cuda:0 is none"
@@ -129,19 +149,131 @@ def test_an_empty_wish_is_none(machine, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ("next", "needs silicon"),
+        ("next", "needs silicon, which this processor lacks"),
         ("broken", "gives wrong results here (int8: 3 instead of 4)"),
-        ("avx9", "is not in this build"),
-        ("Full", "is not in this build"),
+        ("later", "is not in this build: unknown flag -mlater"),
+        ("neon", "is for aarch64"),
+        ("avx9", "is no instruction set of this version"),
+        ("Full", "is no instruction set of this version"),
+        ("' full'", "is no instruction set of this version"),
+        ("' '", "is no instruction set of this version"),
     ],
 )
 def test_one_that_does_not_run_is_refused_with_those_that_do(machine, monkeypatch, asked, why):
-    monkeypatch.setenv(instruction_set.VARIABLE, asked)
+    """By `auto` too: it goes on past what is missing, not past what was asked for."""
+    monkeypatch.setenv(instruction_set.VARIABLE, asked.strip("'"))
     expected = f"DSSNET_FAST_ISA={asked} {why}; here run: portable, half, full"
     assert instruction_set.problem() == expected
+    for precision in ("auto", "bf16", "fp16"):
+        with pytest.raises(BackendUnavailable) as caught:
+            backends.choose("auto", "cpu", precision, PAPER)
+        assert str(caught.value) == expected
+        with pytest.raises(BackendUnavailable) as caught:
+            backends.choose("cpu", "cpu", precision, PAPER)
+        assert str(caught.value).startswith(f"cpu: {expected}; available on cpu: torch ")
+
+
+def test_without_the_extension_none_can_be_asked_for(monkeypatch):
+    monkeypatch.setattr(native, "problem", lambda: "nothing is compiled here")
+    monkeypatch.setenv(instruction_set.VARIABLE, "avx2")
+    expected = "DSSNET_FAST_ISA=avx2 cannot be used, nor can any other: nothing is compiled here"
     with pytest.raises(BackendUnavailable) as caught:
-        FastDSSNet.from_reference(random_network(), device="cpu", backend="cpu")
-    assert expected in str(caught.value)
+        backends.choose("auto", "cpu", "auto", PAPER)
+    assert str(caught.value) == expected
+    assert next(iter(report.lines(report.collect()))) == f"uses         nothing: {expected}"
+
+
+def test_who_names_another_backend_asks_for_none(machine, monkeypatch):
+    monkeypatch.setenv(instruction_set.VARIABLE, "avx9")
+    for backend in ("auto", "cpu"):
+        with pytest.raises(BackendUnavailable, match="DSSNET_FAST_ISA=avx9 "):
+            FastDSSNet.from_reference(random_network(), device="cpu", backend=backend)
+    net = FastDSSNet.from_reference(random_network(), device="cpu", backend="torch")
+    assert net.backend_name == "torch"
+    assert cpu.unmet(GPU) is None
+    backends.check_environment(GPU)
+    # `auto` takes another backend before it comes to this one.
+    modules = backends.module
+    able = SimpleNamespace(**{**vars(modules("torch")), "why_not": lambda *_: None})
+    monkeypatch.setattr(backends, "module", lambda n: able if n == "triton" else modules(n))
+    assert backends.choose("auto", "cpu", "auto", PAPER).name == "triton"
+
+
+def test_a_choice_made_elsewhere_is_no_way_around(machine, monkeypatch):
+    choice = backends.choose("auto", "cpu", "auto", PAPER)
+    monkeypatch.setenv(instruction_set.VARIABLE, "avx9")
+    with pytest.raises(BackendUnavailable, match=r"^DSSNET_FAST_ISA=avx9 is no instruction set"):
+        backends.start(choice, "auto", folded_weights(random_network()))
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("segment", ["IMAGE", "--out", "OUT"]),
+        ("segment", ["IMAGE", "--out", "OUT", "--precision", "fp16"]),
+        ("segment", ["IMAGE", "--out", "OUT", "--backend", "cpu"]),
+        ("wsi", ["IMAGE", "--out", "OUT", "--mpp", "0.5"]),
+        ("evaluate", ["DATA"]),
+        ("evaluate", ["DATA", "--backend", "torch", "--compare", "cpu:fp32"]),
+        ("bench", ["--list"]),
+        ("bench", ["--stages"]),
+        ("bench", ["--slide", "IMAGE"]),
+        ("convert", ["MODEL", "--int8", "--calibrate", "IMAGE", "--out", "OUT.safetensors"]),
+    ],
+)
+def test_commands_refuse_it_in_one_line(
+    monkeypatch, tmp_path, capsys, disk_folder, command, options
+):
+    monkeypatch.setenv(instruction_set.VARIABLE, "avx9")
+    places = {
+        "IMAGE": sorted((disk_folder / "images").iterdir())[0],
+        "DATA": disk_folder,
+        "MODEL": next((ROOT / "dssnet_fast" / "models").glob("*.safetensors")),
+        "OUT": tmp_path / "out",
+        "OUT.safetensors": tmp_path / "out.safetensors",
+    }
+    arguments = [str(places.get(word, word)) for word in options]
+    if command != "convert":
+        arguments += ["--device", "cpu"]
+    module = COMMANDS[command]
+    if hasattr(module, "main"):
+        code = module.main(arguments)
+    else:
+        code = cli.main(command, module.make_parser, module.body, arguments)
+    assert code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith(f"dssnet_fast.{command}: error: ")
+    assert "DSSNET_FAST_ISA=avx9 " in said.err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.usefixtures("extension")
+def test_info_tells_of_a_wrong_name_and_of_all_else(monkeypatch, capsys):
+    monkeypatch.setenv(instruction_set.VARIABLE, "avx9")
+    problem = instruction_set.problem()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert cli.main("info", info.make_parser, info.body, ["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cpu"]["problem"] == problem
+    assert found["auto"] == {
+        "backend": None,
+        "device": "cpu",
+        "precision": None,
+        "reason": problem,
+    }
+    assert found["backends"]["cpu"]["torch"]["fp32"] is None
+    assert cli.main("info", info.make_parser, info.body, []) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  uses         nothing: {problem}" in lines
+    assert all(f"  {name:<12} ready" in lines for name in INSTRUCTION_SETS)
+    assert lines[-1] == f"auto       nothing: {problem}"
 
 
 @pytest.mark.usefixtures("extension")

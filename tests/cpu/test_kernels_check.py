@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shlex
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from cpu.compiled import (
+    CPU,
+    Compiler,
+    arm_compiler,
+    emulator,
+    native_compiler,
+    needs_sources,
+    run,
+)
 from dssnet_fast.backends import sources
 
-ROOT = Path(__file__).parents[2]
-CPU = ROOT / "csrc" / "cpu"
 COMMON = [
     CPU / "convolution.cpp",
     CPU / "instruction_sets.cpp",
@@ -26,87 +28,65 @@ COMMON = [
 # -O1 compiles in a fraction of the time, and vectors are written as such.
 OPTIONS = ("-std=c++17", "-O1", *sources.CPU_OPTIONS[1:])
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CPU.is_dir(), reason="the C++ sources are not here"),
-]
+pytestmark = [pytest.mark.slow, needs_sources]
 
 
-def run(command) -> str:
-    done = subprocess.run(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}"
-    return done.stdout
-
-
-def build(compiler: list[str], folder: Path, names: list[str], *extra: str) -> Path:
+def build(compiler: Compiler, names: list[str], *options: str) -> Path:
     """The program, with these instruction sets and the portable one."""
-    options = [*OPTIONS, *extra, *(f"-DDSSNET_FAST_{name.upper()}" for name in names)]
-
-    def compiled(source: Path) -> Path:
-        own = sources.INSTRUCTION_SETS[source.stem].options if source.stem in names else ()
-        output = folder / f"{source.stem}.o"
-        run([*compiler, *options, *own, "-c", source, "-o", output])
-        return output
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        objects = list(workers.map(compiled, [*(CPU / f"{n}.cpp" for n in names), *COMMON]))
-    program = folder / "kernels_check"
-    run([*compiler, *objects, "-o", program])
-    return program
+    units = [*(CPU / f"{name}.cpp" for name in names), *COMMON]
+    return compiler.program([*compiler.objects(units, names).values()], *options)
 
 
-def known_sets(compiler: list[str], machine: str, folder: Path) -> list[str]:
-    """Those for this machine whose options the compiler knows."""
-    empty = folder / "empty.cpp"
-    empty.write_text("")
-
-    def knows(options: tuple[str, ...]) -> bool:
-        command = [*compiler, *options, "-c", str(empty), "-o", str(folder / "empty.o")]
-        return subprocess.run(command, capture_output=True).returncode == 0
-
-    sets = sources.INSTRUCTION_SETS.items()
-    return [name for name, one in sets if machine in one.machines and knows(one.options)]
+@pytest.fixture
+def here(request):
+    return Compiler(request, native_compiler(), platform.machine(), OPTIONS)
 
 
-def native_compiler() -> list[str]:
-    named = os.environ.get("CXX")
-    found = shlex.split(named) if named else ["c++"]
-    if not shutil.which(found[0]):
-        pytest.skip("no C++ compiler")
-    return found
-
-
-def test_here(tmp_path):
-    compiler = native_compiler()
-    names = known_sets(compiler, platform.machine(), tmp_path)
-    printed = run([build(compiler, tmp_path, names)])
+def test_here(here):
+    names = here.sets()
+    printed = run([build(here, names)])
     print(printed)
     assert [line.split()[0] for line in printed.splitlines()] == ["portable", *names]
 
 
-def test_tiles_emulated(tmp_path):
-    compiler = native_compiler()
-    if "amx" not in known_sets(compiler, platform.machine(), tmp_path):
+def test_tiles_emulated(here):
+    if "amx" not in here.sets():
         pytest.skip("amx: not for this machine, or unknown to its compiler")
-    printed = run([build(compiler, tmp_path, ["amx"], "-DDSSNET_FAST_EMULATE_TILES")])
+    here.options.append("-DDSSNET_FAST_EMULATE_TILES")
+    printed = run([build(here, ["amx"])])
     print(printed)
     if "amx          not on this processor" in printed:
         pytest.skip("amx: what is not tiles of it is AVX-512 BF16, which this processor lacks")
     assert printed.splitlines()[1].startswith("amx")
 
 
-def test_aarch64(tmp_path):
+def test_aarch64(request):
     """On an emulator that has all extensions."""
-    found = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    compiler = ["aarch64-linux-gnu-g++", "-static"]
-    if platform.machine() == "aarch64":
-        pytest.skip("aarch64: test_here is for it")
-    if found is None or shutil.which(compiler[0]) is None:
-        pytest.skip("aarch64: no qemu-aarch64 or no aarch64-linux-gnu-g++")
-    names = known_sets(compiler, "aarch64", tmp_path)
-    printed = run([found, "-cpu", "max", build(compiler, tmp_path, names)])
+    compiler = Compiler(request, arm_compiler(), "aarch64", OPTIONS)
+    names = compiler.sets()
+    printed = run([emulator("aarch64"), "-cpu", "max", build(compiler, names, "-static")])
     print(printed)
     assert [line.split()[0] for line in printed.splitlines()] == ["portable", *names]
     assert "not on this processor" not in printed
+
+
+@pytest.mark.parametrize(
+    ("machine", "processor", "has"),
+    [("x86_64", "Nehalem", ["portable"]), ("aarch64", "cortex-a53", ["portable", "neon"])],
+)
+def test_old_processors(request, machine, processor, has):
+    """The portable kernels where nothing newer than they need is there."""
+    qemu = emulator(machine)
+    command, options = [], []
+    if machine == platform.machine():
+        command = native_compiler()
+    elif machine == "aarch64":
+        command, options = arm_compiler(), ["-static"]
+    else:
+        pytest.skip(f"{machine}: programs for it are compiled on it only")
+    compiler = Compiler(request, command, machine, OPTIONS)
+    names = ["portable", *compiler.sets()]
+    printed = run([qemu, "-cpu", processor, build(compiler, names[1:], *options)])
+    print(printed)
+    ran = {line.split()[0]: "comparisons" in line for line in printed.splitlines()[-len(names) :]}
+    assert ran == {name: name in has for name in names}

@@ -32,8 +32,8 @@ SETS = [
 ]
 
 # A compiler that writes its command where the compiled code would be. It refuses sources with the
-# line "#error" and the option `refused`, warns of those with the line "// warn", and has more
-# `traits`.
+# line "#error" and the option `refused`, has an assembler without the instruction `unassembled`,
+# warns of sources with the line "// warn", and has more `traits`.
 SCRIPT = """#!/bin/sh
 {traits}
 case " $* " in
@@ -57,9 +57,15 @@ while read -r line; do
         "#error") echo "source.cpp:1: error: #error"; exit 1 ;;
         "// warn") echo "warning: spilled" ;;
     esac
+    if [ -n "$unassembled" ]; then
+        case "$line" in *"$unassembled "*)
+            echo "source.s:1: Error: no such instruction: $unassembled"; exit 1 ;;
+        esac
+    fi
 done < "$source"
 echo "$words" > "$output"
 """
+FAULTS = ("broken", "refused", "unassembled")
 NVCC = {
     "version": "Cuda compilation tools, release 13.0, V13.0.88",
     "architectures": "sm_80 sm_86 sm_89 sm_90 sm_100 sm_120",
@@ -83,7 +89,7 @@ class Tree:
         self.add("ptxas")
 
     def add(self, name: str, exit=0, **traits: str) -> None:
-        empty = dict.fromkeys(("version", "architectures", "broken", "refused"), "")
+        empty = dict.fromkeys(("version", "architectures", *FAULTS), "")
         lines = [f"{key}={shlex.quote(value)}" for key, value in (empty | traits).items()]
         tool = self.tools / name
         tool.write_text(
@@ -313,10 +319,52 @@ def test_what_a_compiler_does_not_know_is_left_out_with_one_line(tree):
     # Nothing calls what is not there.
     for command in commands:
         assert not {f"-DDSSNET_FAST_{name.upper()}" for name in lacking} & set(command)
+    told = tree.run("-m", "dssnet_fast.info", PYTHONPATH="").stdout
+    assert all(f"  {name:<12} not in this build: {why}\n" in told for name in lacking)
     # A newer compiler builds all of it.
     tree.add("c++", version="c++ 14.2.0")
     assert tree.build() == ""
     assert tree.manifest["extension"]["left_out"] == {}
+
+
+def test_what_an_assembler_does_not_know_is_left_out_too(tree):
+    """It may be older than its compiler, which takes the option for what it cannot assemble."""
+    if not SETS:
+        pytest.skip(f"there is nothing for {platform.machine()}")
+    newest = sources.INSTRUCTION_SETS[SETS[-1]].newest.split()[-4]
+    tree.add("c++", version="c++ 12.2.0", unassembled=newest)
+    lacking = [name for name in SETS if newest in sources.INSTRUCTION_SETS[name].newest.split()]
+    tree.build()
+    why = f"source.s:1: Error: no such instruction: {newest}"
+    assert tree.manifest["extension"]["left_out"] == dict.fromkeys(lacking, why)
+    assert tree.extension.exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64: the assembler is for it")
+def test_an_assembler_that_is_really_old(tmp_path):
+    from cpu.compiled import setup_script
+
+    script, compiler, assembler = setup_script(), shutil.which("g++"), shutil.which("as")
+    if compiler is None or assembler is None:
+        pytest.skip("no g++, or no assembler of its own")
+    tool = tmp_path / "as"
+    tool.write_text(
+        "#!/bin/sh\n"
+        "for word; do case $word in *.s)\n"
+        "    if grep -q vdpbf16ps $word; then\n"
+        '        echo "$word:1: Error: no such instruction: vdpbf16ps" >&2; exit 1\n'
+        "    fi;;\n"
+        "esac; done\n"
+        f'exec {assembler} "$@"\n'
+    )
+    tool.chmod(0o755)
+    usable, left_out = script.usable_instruction_sets([compiler, f"-B{tmp_path}/"])
+    all_of_them, _ = script.usable_instruction_sets([compiler])
+    assert {"avx2"} <= set(usable) <= set(all_of_them)
+    if "avx512_bf16" not in all_of_them:
+        pytest.skip("g++ has no AVX-512 BF16 in any case")
+    assert set(all_of_them) - set(usable) == {"avx512_bf16", "amx"} & set(all_of_them)
+    assert all("no such instruction: vdpbf16ps" in left_out[n] for n in {*all_of_them} - {*usable})
 
 
 def test_a_named_compiler_is_the_only_one(tree):

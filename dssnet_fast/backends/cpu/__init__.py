@@ -4,7 +4,8 @@ The names of `dssnet_fast.backends.BackendModule` are here. `operands` lays out 
 `engine` runs the network, `report` tells what is here. How the kernels work: docs/cpu_kernels.md.
 
 Environment:
-    DSSNET_FAST_ISA  the instruction set to use, such as avx2, instead of the best.
+    DSSNET_FAST_ISA  the instruction set to use, such as avx2, instead of the best. One that cannot
+        be used is an error, with `auto` too.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def why_no_gain(device: torch.device, precision: str) -> str | None:
         f"{used['name']} has no bf16 instructions, so bf16 is computed as fp32 and rounded; "
         "fp32 is as fast and more exact"
     )
+
+
+def unmet(device: torch.device) -> str | None:
+    """The instruction set that was asked for, where it cannot be used."""
+    return instruction_set.problem() if device.type == "cpu" else None
 
 
 def best_precision(device: torch.device) -> str:

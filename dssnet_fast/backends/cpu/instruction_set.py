@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 
 import dssnet_fast.backends.native as native
+import dssnet_fast.backends.sources as sources
 
 VARIABLE = "DSSNET_FAST_ISA"
 
@@ -21,22 +23,40 @@ def found() -> list[Mapping[str, object]]:
     return native.module().cpu_instruction_sets()
 
 
+def left_out() -> Mapping[str, str]:
+    """Those that this build could have had, and why it has not."""
+    build = native.build()
+    return build.manifest["extension"].get("left_out", {}) if build else {}
+
+
 def problem() -> str | None:
-    """What is the matter with the one that is asked for; None if nothing is."""
+    """Why the one that is asked for cannot be used; None if it can, or none is asked for.
+
+    Names are exact: capitals and spaces count.
+    """
     asked = os.environ.get(VARIABLE)
     if not asked:
         return None
+    wish = f"{VARIABLE}={shlex.quote(asked)}"
+    if native.problem() is not None:
+        return f"{wish} cannot be used, nor can any other: {native.problem()}"
     able = [one["name"] for one in found() if one["runs_here"]]
     if asked in able:
         return None
-    known = {one["name"]: one for one in found()}
-    if asked not in known:
-        why = "is not in this build"
-    elif known[asked]["problem"]:
-        why = f"gives wrong results here ({known[asked]['problem']})"
-    else:
-        why = f"needs {known[asked]['needs']}"
-    return f"{VARIABLE}={asked} {why}; here run: {', '.join(able)}"
+    return f"{wish} {_why_not(asked)}; here run: {', '.join(able)}"
+
+
+def _why_not(name: str) -> str:
+    one = {one["name"]: one for one in found()}.get(name)
+    if one is not None and one["problem"]:
+        return f"gives wrong results here ({one['problem']})"
+    if one is not None:
+        return f"needs {one['needs']}, which this processor lacks"
+    if name in left_out():
+        return f"is not in this build: {left_out()[name]}"
+    if name in sources.INSTRUCTION_SETS:
+        return f"is for {' and '.join(sources.INSTRUCTION_SETS[name].machines)}"
+    return "is no instruction set of this version"
 
 
 def chosen() -> Mapping[str, object]:

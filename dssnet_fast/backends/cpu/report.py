@@ -16,11 +16,8 @@ def collect() -> dict[str, object]:
         them, the name of the `chosen` one, which precisions are `fast` with it, which are computed
         `as_fp32` and which are `slow`, and `left_out`: name to why the build has none.
     """
-    build = native.build()
-    left_out = build.manifest["extension"].get("left_out", {}) if build else {}
-    problem = native.problem()
-    found = instruction_set.found() if problem is None else []
-    problem = problem or instruction_set.problem()
+    found = instruction_set.found() if native.problem() is None else []
+    problem = instruction_set.problem() or native.problem()
     chosen = instruction_set.chosen() if problem is None else None
     fast = [name for name in ("bf16", "int8") if chosen and chosen[f"fast_{name}"]]
     others = [name for name in ("bf16", "int8") if chosen and name not in fast]
@@ -31,7 +28,7 @@ def collect() -> dict[str, object]:
         "fast": fast,
         "as_fp32": [name for name in others if name == "bf16"],
         "slow": [name for name in others if name == "int8"],
-        "left_out": dict(left_out),
+        "left_out": dict(instruction_set.left_out()),
     }
 
 

@@ -87,6 +87,11 @@ def why_no_gain(device: torch.device, precision: str) -> str | None:
     return None
 
 
+def unmet(device: torch.device) -> str | None:
+    """Its variables ask for nothing that it may not have."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Both are as fast; fp16 is closer to the exact answer."""
     return "fp16"

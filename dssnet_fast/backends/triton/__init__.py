@@ -65,6 +65,11 @@ def why_no_gain(device: torch.device, precision: str) -> str | None:
     return None
 
 
+def unmet(device: torch.device) -> str | None:
+    """Its variables ask for nothing that it may not have."""
+    return None
+
+
 def best_precision(device: torch.device) -> str:
     """Half precision on a GPU, where it is many times faster; exact in the interpreter."""
     return "fp16" if device.type == "cuda" else "fp32"
