@@ -274,7 +274,7 @@ def measure(
         except (benchmark.Unavailable, benchmark.WrongAnswer, InputError) as error:
             if contestant is contestants[0]:
                 raise InputError(f"nothing to compare with: {error}") from error
-            row["skipped"] = cli.one_line(error)
+            row["skipped"] = cli.one_line(error).removeprefix(f"{contestant.name}: ")
             continue
         runs[contestant.name] = run
     timings = benchmark.race(runs, arena.timed, rounds, seconds)

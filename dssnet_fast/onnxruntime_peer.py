@@ -31,15 +31,21 @@ class Engine:
         precision: One of `PRECISIONS`.
         samples: Images to quantise on, float32 [N, in_channels, H, W]; for `int8` only.
         image: What `run` computes on, float32 [B, in_channels, H, W], contiguous.
+        reduced: See `quantised`; for `int8` only.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, precision: str, samples: Tensor, image: Tensor
+        self,
+        model: onnx.ModelProto,
+        precision: str,
+        samples: Tensor,
+        image: Tensor,
+        reduced: bool = False,
     ) -> None:
         import onnxruntime
 
         if precision == "int8":
-            model = quantised(model, samples)
+            model = quantised(model, samples, reduced)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
@@ -64,12 +70,14 @@ class Engine:
         return self._logits
 
 
-def quantised(model: onnx.ModelProto, samples: Tensor) -> onnx.ModelProto:
+def quantised(model: onnx.ModelProto, samples: Tensor, reduced: bool = False) -> onnx.ModelProto:
     """Static quantisation as ONNX Runtime's guide does it: weights a channel, QDQ, uint8 maps.
 
     Args:
         model: float32.
         samples: float32 [N, in_channels, H, W].
+        reduced: Weights of 7 bits, its remedy for processors without VNNI: there two products of
+            a byte and 8 bits are added up in 16 bits, and the sums saturate.
     """
     import onnx
     from onnxruntime import quantization
@@ -97,5 +105,6 @@ def quantised(model: onnx.ModelProto, samples: Tensor) -> onnx.ModelProto:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            reduce_range=reduced,
         )
         return onnx.load(done)

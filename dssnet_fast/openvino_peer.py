@@ -42,17 +42,23 @@ class Engine:
         precision: One of `PRECISIONS`.
         samples: Images to quantise on, float32 [N, in_channels, H, W]; for `int8` only.
         image: What `run` computes on, float32 [B, in_channels, H, W], contiguous.
+        reduced: See `quantised`; for `int8` only.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, precision: str, samples: Tensor, image: Tensor
+        self,
+        model: onnx.ModelProto,
+        precision: str,
+        samples: Tensor,
+        image: Tensor,
+        reduced: bool = False,
     ) -> None:
         import openvino
 
         core = openvino.Core()
         network = core.read_model(model.SerializeToString())
         if precision == "int8":
-            network = quantised(network, samples)
+            network = quantised(network, samples, reduced)
         network.reshape(list(image.shape))
         options = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -76,12 +82,14 @@ class Engine:
         return self._logits
 
 
-def quantised(network: openvino.Model, samples: Tensor) -> openvino.Model:
+def quantised(network: openvino.Model, samples: Tensor, reduced: bool = False) -> openvino.Model:
     """Post-training quantisation with NNCF as its guide does it.
 
     Args:
         network: float32.
         samples: float32 [N, in_channels, H, W].
+        reduced: Every layer's weights have 7 bits, not only the first one's as by default: NNCF's
+            remedy for processors without VNNI, see `onnxruntime_peer.quantised`.
     """
     import nncf
 
@@ -89,4 +97,11 @@ def quantised(network: openvino.Model, samples: Tensor) -> openvino.Model:
     # Warnings and progress bars would go to stdout, among results.
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.quantize(network, nncf.Dataset(images), subset_size=len(images))
+        return nncf.quantize(
+            network,
+            nncf.Dataset(images),
+            subset_size=len(images),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE if reduced else None
+            ),
+        )

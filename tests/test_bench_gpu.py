@@ -152,6 +152,16 @@ def test_what_tensorrt_refuses_is_named(arena, model, monkeypatch, refuses, mess
     assert rows[1]["skipped"] == message
 
 
+def test_what_tensorrt_raises_is_named(arena, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no such device\nmore")
+
+    monkeypatch.setattr(tensorrt_peer, "Engine", fail)
+    contestant = benchmark.Contestant("trt", "tensorrt", "fp16", variant="folded")
+    rows = bench.measure(arena, [arena.contestants[0], contestant], 32, 1, 1, 0)
+    assert rows[1]["skipped"] == "TensorRT failed: no such device"
+
+
 def test_tensorrt_that_is_not_installed_is_named(arena, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     contestant = benchmark.Contestant("trt", "tensorrt", "fp16", variant="folded")

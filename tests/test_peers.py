@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import platform
+import shutil
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import int8_errors
 from dssnet_fast import backends, bench, benchmark, onnxruntime_peer, openvino_peer, peers
 from dssnet_fast.python_ref.config import DSSNetConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 SMALL = DSSNetConfig(width=9, features=8, blocks=1, classes=3)
 PEERS = {"onnxruntime": onnxruntime_peer, "openvino": openvino_peer}
@@ -22,7 +28,7 @@ NAMES = [
     f"{kind}-{graph}-{precision}"
     for kind, peer in PEERS.items()
     for graph in peers.GRAPHS
-    for precision in peer.PRECISIONS
+    for precision in (*peer.PRECISIONS, "int8-reduced")
 ]
 
 
@@ -37,6 +43,8 @@ def named(arena, name):
 
 def prepared(arena, name, image):
     """The contestant and its call; skips where it cannot run."""
+    if name.startswith("fast") and name not in {one.name for one in arena.contestants}:
+        pytest.skip(f"{name} cannot run here")
     contestant = named(arena, name)
     try:
         return contestant, arena.prepare(contestant, image)
@@ -73,13 +81,14 @@ def test_peers_compute_the_network(arena, name):
     image = arena.image(32, 2)
     contestant, run = prepared(arena, name, image)
     error = arena.check(contestant, run, 32, 2)
+    assert contestant.reduced is name.endswith("-reduced")
     low, high = {"fp32": (0, 2e-5), "bf16": (1e-4, 5e-2), "int8": (1e-4, 5e-2)}[
         contestant.precision
     ]
     assert low <= error <= high
     # Neither the image nor the answer is copied: the call sees what the image has become.
     before = run().clone()
-    image.copy_(image.flip(3))
+    image.neg_()
     with torch.no_grad():
         expected = arena.reference.logits(image)
     answer = run()
@@ -123,6 +132,89 @@ def test_peers_have_as_many_threads_as_pytorch(arena, kind, threads):
 
 
 # --- int8 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_reduced_weights_have_seven_bits(arena, kind):
+    """Two of them times 255 are at most 32,767, where 16 bits saturate."""
+    prepared(arena, f"{kind}-original-int8-reduced", arena.image(32, 1))
+    largest = {}
+    for reduced in (False, True):
+        given = arena._models["original"]
+        if kind == "openvino":
+            import openvino
+
+            given = openvino.Core().read_model(given.SerializeToString())
+            done = openvino_peer.quantised(given, arena.samples, reduced)
+            constants = [one for one in done.get_ops() if one.get_type_name() == "Constant"]
+            weights = [one.data for one in constants if one.get_element_type() == openvino.Type.i8]
+        else:
+            from onnx import numpy_helper
+
+            done = onnxruntime_peer.quantised(given, arena.samples, reduced)
+            arrays = [numpy_helper.to_array(one) for one in done.graph.initializer]
+            weights = [one for one in arrays if one.dtype == np.int8 and one.ndim == 4]
+        assert len(weights) > 10
+        largest[reduced] = max(int(np.abs(one.astype(int)).max()) for one in weights)
+    assert largest == {False: 127, True: 64}
+
+
+@pytest.mark.slow
+def test_reduced_int8_is_right_without_vnni(arena, tmp_path):
+    """And the default is not, on which the words in docs/performance.md rest."""
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None or platform.machine() != "x86_64":
+        pytest.skip("needs qemu-x86_64 (Debian: qemu-user) on an x86-64 processor")
+    for name in ("onnxruntime-original-int8", "openvino-original-int8", "fast-cpu-int8"):
+        prepared(arena, name, arena.image(32, 1))
+    int8_errors.prepare(tmp_path, 32, arena.reference)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.int8_errors", "answer", str(tmp_path)]
+    errors = []
+    for emulated in ([], [emulator, "-cpu", "Haswell"]):
+        done = subprocess.run([*emulated, *command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines()]
+        errors.append({name: float(error) for name, error, _ in lines})
+    here, there = errors
+    assert set(here) == set(there) == {name for name in NAMES if "int8" in name} | {"fast-cpu-int8"}
+    for name, error in there.items():
+        if name.endswith("-original-int8"):
+            assert error > 3 * here[f"{name}-reduced"]
+        elif not name.endswith("-folded-int8"):  # it may saturate or not
+            assert error < 1.2 * here[name]
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_wrong_answers_in_eight_bits_name_the_remedy(arena, kind):
+    exact = arena.expected(32, 1)
+    wrong = exact.mean((2, 3), keepdim=True).expand_as(exact)
+    for name, told in ((f"{kind}-folded-int8", True), (f"{kind}-folded-int8-reduced", False)):
+        with pytest.raises(benchmark.WrongAnswer) as caught:
+            arena.check(named(arena, name), lambda: wrong, 32, 1)
+        assert str(caught.value).startswith(f"{name}: ")
+        assert ("VNNI" in str(caught.value)) is told
+        assert (f"{kind}-folded-int8-reduced)" in str(caught.value)) is told
+
+
+def test_answers_that_are_not_finite_are_told_from_those_of_another_shape(arena, monkeypatch):
+    exact = arena.expected(32, 1)
+    broken = exact.clone()
+    broken[0, 0, 0, :3] = float("nan")
+    contestants = [arena.contestants[0], named(arena, "openvino-folded-int8")]
+    prepare = arena.prepare
+    for answer, told in (
+        (broken, "0.10% of the logits are not finite"),
+        (exact[..., 1:], "logits must be of shape [1, 3, 32, 32], got [1, 3, 32, 31]"),
+    ):
+        monkeypatch.setattr(
+            arena,
+            "prepare",
+            lambda one, image, answer=answer: (
+                (lambda: answer) if one is contestants[1] else prepare(one, image)
+            ),
+        )
+        rows = bench.measure(arena, contestants, 32, 1, 1, 0)
+        assert rows[1]["skipped"] == told
 
 
 @pytest.mark.parametrize("kind", PEERS)
@@ -231,12 +323,24 @@ def test_precisions_that_the_cpu_lacks_are_named(arena, monkeypatch):
         arena.prepare(named(arena, "openvino-original-bf16"), arena.image(32, 1))
 
 
-def test_engines_that_fail_are_named(arena, monkeypatch):
+@pytest.mark.parametrize("step", ["require", "export", "build", "run"])
+def test_engines_that_fail_are_named(arena, monkeypatch, step):
     def fail(*arguments):
         raise RuntimeError("Exception from src/core.cpp:105:\nno such layer\nmore")
 
     monkeypatch.setattr(onnxruntime_peer, "require", lambda precision: None)
-    monkeypatch.setattr(onnxruntime_peer, "Engine", fail)
+    monkeypatch.setattr(onnxruntime_peer, "Engine", lambda *arguments: None)
     monkeypatch.setattr(peers, "onnx_model", lambda reference, graph: None)
-    with pytest.raises(benchmark.Unavailable, match=r"^onnxruntime failed: no such layer$"):
-        arena.prepare(named(arena, "onnxruntime-original-fp32"), arena.image(32, 1))
+    where, name = {
+        "require": (onnxruntime_peer, "require"),
+        "export": (peers, "onnx_model"),
+        "build": (onnxruntime_peer, "Engine"),
+        "run": (onnxruntime_peer, "Engine"),
+    }[step]
+    broken = types.SimpleNamespace(run=fail)
+    monkeypatch.setattr(where, name, (lambda *arguments: broken) if step == "run" else fail)
+    own = benchmark.Arena(arena.reference, CPU)
+    rows = bench.measure(
+        own, [own.contestants[0], named(own, "onnxruntime-original-fp32")], 32, 1, 1, 0
+    )
+    assert rows[1]["skipped"] == "onnxruntime failed: no such layer"
