@@ -147,7 +147,7 @@ def test_tiles_of_a_core(mode, monkeypatch):
         runs.clear()
         # What is needed depends on the number of threads.
         with threads(2):
-            limit = ours.workspace_bytes(320, 320, edges=True)
+            limit = ours.workspace_bytes(400, 400, edges=True)
             monkeypatch.setattr(engine, "WORKSPACE_BYTES", limit)
             answers = ours.decide(image, core, with_edges)
         for found, wanted in zip(answers, expected[: len(answers)], strict=True):

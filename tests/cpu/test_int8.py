@@ -84,10 +84,12 @@ def test_stage_is_the_oracles(name, strange, stage):
 def test_processors_agree_to_the_bit(name, stage):
     """Where they compute what is exact in the same type; without Winograd's form in that.
 
-    Edges end in sums of floats, which not all round alike.
+    Edges end in sums of floats, which not all round alike. Nor do the portable kernels round the
+    FFM's first convolution, whose products they do not fuse with its sums.
     """
     given, *_ = expected(name, False)[stage]
-    together = [FP32, BF16] if stage in WITH_FFM else [list(INSTRUCTION_SETS)]
+    fused = [one for one in FP32 if one != "portable"]
+    together = [fused, BF16] if stage in WITH_FFM else [list(INSTRUCTION_SETS)]
     for group in together:
         engines = [backend(calibrated(name), "int8", one, winograd=False) for one in group]
         answers = [run(engine, stage, given) for engine in engines]
