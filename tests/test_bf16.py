@@ -252,7 +252,7 @@ def test_the_backend_cpu_says_that_it_computes_in_fp32(said, monkeypatch):
         for precision in ("fp32", "bf16", "bf16"):
             FastDSSNet.from_reference(network, device="cpu", backend="cpu", precision=precision)
         expected = [
-            f"backend cpu, bf16: {one['name']} has no bf16 instructions, so bf16 is computed as "
+            f"backend cpu, bf16: {one['name']} has no fast bf16 instructions here, so bf16 is computed as "
             "fp32 and rounded; fp32 is as fast and more exact; use precision fp32"
         ]
         assert said()[before:] == ([] if one["fast_bf16"] else expected)

@@ -299,7 +299,7 @@ def test_a_set_without_bf16_gains_nothing_from_it(machine, monkeypatch):
         assert cpu.why_no_gain(CPU, precision) is None
     monkeypatch.setenv(instruction_set.VARIABLE, "half")
     assert cpu.why_no_gain(CPU, "bf16") == (
-        "half has no bf16 instructions, so bf16 is computed as fp32 and rounded; "
+        "half has no fast bf16 instructions here, so bf16 is computed as fp32 and rounded; "
         "fp32 is as fast and more exact"
     )
     assert cpu.why_no_gain(CPU, "fp32") is None

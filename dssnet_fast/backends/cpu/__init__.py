@@ -50,7 +50,7 @@ def why_no_gain(device: torch.device, precision: str) -> str | None:
     if precision != "bf16" or used["fast_bf16"]:
         return None
     return (
-        f"{used['name']} has no bf16 instructions, so bf16 is computed as fp32 and rounded; "
+        f"{used['name']} has no fast bf16 instructions here, so bf16 is computed as fp32 and rounded; "
         "fp32 is as fast and more exact"
     )
 
