@@ -115,6 +115,41 @@ SumPart sum_part_of(int outputs) {
     return nullptr;
 }
 
+// Two blocks of N outputs that follow each other, for one vector: alone they would wait for their own sums.
+template <class Dot, int N>
+void sum_two_blocks(const uint32_t* input, int words, const uint32_t* weights, uint32_t* sums) {
+    typename Dot::Sum sum[2][N];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sum[0][n] = sum[1][n] = Dot::start(nullptr);
+    const uint32_t *one = weights, *other = weights + N * words;
+    for (const uint32_t* end = input + words * PART_LANES; input < end; input += PART_LANES, one += N, other += N) {
+        const typename Dot::Input value = Dot::load(input);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) sum[0][n] = Dot::dot(sum[0][n], value, one + n);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) sum[1][n] = Dot::dot(sum[1][n], value, other + n);
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+        Dot::store(sums + n * PART_LANES, sum[0][n]);
+        Dot::store(sums + (N + n) * PART_LANES, sum[1][n]);
+    }
+}
+
+template <class Dot>
+SumPart sum_two_blocks_of(int outputs) {
+    // As many sums as in a block for all vectors.
+    constexpr int MOST = Dot::widest_part < 12 ? Dot::widest_part : 12;
+#define DSSNET_CASE(N) \
+    case N:            \
+        return sum_two_blocks<Dot, (N <= MOST ? N : 1)>;
+    if (outputs <= MOST) {
+        switch (outputs) { DSSNET_FOR_OUTPUTS(DSSNET_CASE) }
+    }
+#undef DSSNET_CASE
+    return nullptr;
+}
+
 // A panel's sums [part][output][PART_LANES] from parts [part][word][PART_LANES], of which `lanes` are wanted.
 template <class Dot>
 inline void sum_parts(int parts, const uint32_t* input, int words, int lanes, const int* sizes, int blocks, int outputs,
@@ -126,6 +161,14 @@ inline void sum_parts(int parts, const uint32_t* input, int words, int lanes, co
         uint32_t* to = sums + part * outputs * PART_LANES;
         for (int block = 0; block < blocks; ++block) {
             const int size = sizes[block];
+            if (lanes == LANES && block + 1 < blocks && sizes[block + 1] == size) {
+                if (const SumPart two = sum_two_blocks_of<Dot>(size)) {
+                    two(from, words, of_block, to);
+                    of_block += 2 * size * words, to += 2 * size * PART_LANES;
+                    ++block;
+                    continue;
+                }
+            }
             int lane = 0;
             for (; lane + V * LANES <= lanes; lane += V * LANES) sum_part_of<Dot, V>(size)(from + lane, words, of_block, to + lane);
             for (; lane < lanes; lane += LANES) sum_part_of<Dot, 1>(size)(from + lane, words, of_block, to + lane);
