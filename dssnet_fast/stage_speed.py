@@ -54,7 +54,9 @@ class StageSpeed:
         """The time that the multiplications alone would take, of `seconds`; None if unknown."""
         if not all(self.peaks[kind].rate for kind in self.macs):
             return None
-        return sum(count / self.peaks[kind].rate for kind, count in self.macs.items()) / self.seconds
+        return (
+            sum(count / self.peaks[kind].rate for kind, count in self.macs.items()) / self.seconds
+        )
 
 
 def measure(folded: FoldedWeights, size: int, batch: int, rounds: int) -> Iterator[StageSpeed]:
@@ -98,9 +100,7 @@ def measure(folded: FoldedWeights, size: int, batch: int, rounds: int) -> Iterat
             seconds = statistics.median(run[stage][0] for run in runs)
             yield StageSpeed(precision, stage, seconds, macs, peaks)
         whole = statistics.median(sum(seconds for seconds, _ in run.values()) for run in runs)
-        total = {
-            kind: sum(macs.get(kind, 0) for _, macs in runs[0].values()) for kind in kinds
-        }
+        total = {kind: sum(macs.get(kind, 0) for _, macs in runs[0].values()) for kind in kinds}
         yield StageSpeed(precision, "all", whole, total, peaks)
 
 

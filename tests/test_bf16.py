@@ -34,8 +34,9 @@ WHY = (
 BY_TORCH = ["reference-bf16", "fast-torch-bf16"]
 
 
-def processor(monkeypatch, *features: str) -> None:
+def processor(monkeypatch, *features: str, intel: bool = False) -> None:
     monkeypatch.setattr(hardware, "_features", lambda: frozenset(features))
+    monkeypatch.setattr(hardware, "_is_intel", lambda: intel)
 
 
 @pytest.fixture
@@ -75,6 +76,37 @@ def said(caplog):
 def test_a_processor_with_instructions_for_it_is_fast(monkeypatch, features, why):
     processor(monkeypatch, *features)
     assert hardware.why_no_fast_bf16(CPU) == why
+
+
+def test_intels_instructions_are_fast_with_tiles_only(monkeypatch):
+    processor(monkeypatch, "avx512_bf16", intel=True)
+    assert hardware.why_no_fast_bf16(CPU) == (
+        "without AMX Intel's bf16 instructions are slower than those for fp32"
+    )
+    processor(monkeypatch, "avx512_bf16", "amx_bf16", intel=True)
+    assert hardware.why_no_fast_bf16(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "processor", "intel"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n", "x86_64", True),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "x86_64", False),
+        (None, "Intel64 Family 6 Model 207 Stepping 2, GenuineIntel", True),
+        (None, "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", False),
+        (None, "", False),
+    ],
+)
+def test_who_made_the_processor(monkeypatch, tmp_path, text, processor, intel):
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    field = hardware._cpu_field
+    monkeypatch.setattr(hardware, "_cpu_field", lambda _, name: field(file, name))
+    monkeypatch.setattr(hardware.platform, "processor", lambda: processor)
+    hardware._is_intel.cache_clear()
+    assert hardware._is_intel() is intel
+    hardware._is_intel.cache_clear()
 
 
 def test_without_onednn_instructions_are_no_use(fast, monkeypatch):
@@ -252,8 +284,8 @@ def test_the_backend_cpu_says_that_it_computes_in_fp32(said, monkeypatch):
         for precision in ("fp32", "bf16", "bf16"):
             FastDSSNet.from_reference(network, device="cpu", backend="cpu", precision=precision)
         expected = [
-            f"backend cpu, bf16: {one['name']} has no fast bf16 instructions here, so bf16 is computed as "
-            "fp32 and rounded; fp32 is as fast and more exact; use precision fp32"
+            f"backend cpu, bf16: {one['name']} has no fast bf16 instructions here, so bf16 is "
+            "computed as fp32 and rounded; fp32 is as fast and more exact; use precision fp32"
         ]
         assert said()[before:] == ([] if one["fast_bf16"] else expected)
 

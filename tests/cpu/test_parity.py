@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cpu.cases import ENDS, INSTRUCTION_SETS, NATIVE_BF16, backend, calibrated, folded_weights, run, threads
+from cpu.cases import (
+    ENDS,
+    INSTRUCTION_SETS,
+    NATIVE_BF16,
+    backend,
+    calibrated,
+    folded_weights,
+    run,
+    threads,
+)
 from dssnet_fast.backends import PRECISIONS
 from dssnet_fast.weights import FoldedWeights
 from laboratory import Reference, last, relative_error, specimen

@@ -50,8 +50,8 @@ def why_no_gain(device: torch.device, precision: str) -> str | None:
     if precision != "bf16" or used["fast_bf16"]:
         return None
     return (
-        f"{used['name']} has no fast bf16 instructions here, so bf16 is computed as fp32 and rounded; "
-        "fp32 is as fast and more exact"
+        f"{used['name']} has no fast bf16 instructions here, so bf16 is computed as fp32 and "
+        "rounded; fp32 is as fast and more exact"
     )
 
 
