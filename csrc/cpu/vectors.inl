@@ -41,33 +41,26 @@ inline Words multiply_add(Words a, int b, Words c) { return a * uint32_t(b) + c;
 
 // Shuffles stay within 128 bits, where they are cheap: `even_lanes` and `odd_lanes` of two vectors that follow each other
 // give lanes in an order of their own, from which `first_of_pairs` and `second_of_pairs` make the natural order again.
+// Steps of 2 take two lanes of each vector, steps of 1 take them by turns from both.
 template <int first, int step>
-constexpr Ints shuffle_mask() {
-    Ints mask = {};
-    for (int i = 0; i < LANES; ++i) {
-        const int block = i / 4 * 4, place = i % 4;
-        // From two lanes of each vector, or by turns from both.
-        mask[i] = step == 2 ? block + first + place % 2 * 2 + (place >= 2 ? LANES : 0)
-                            : block + first + place / 2 + (place % 2 ? LANES : 0);
-    }
-    return mask;
+constexpr int source_lane(int lane) {
+    const int block = lane / 4 * 4 + first, place = lane % 4;
+    return step == 2 ? block + place % 2 * 2 + (place >= 2 ? LANES : 0) : block + place / 2 + (place % 2 ? LANES : 0);
 }
-
-#if defined(__clang__)
-template <int first, int step, size_t... lane>
-inline Floats shuffled(Floats one, Floats other, std::index_sequence<lane...>) {
-    return __builtin_shufflevector(one, other, int(shuffle_mask<first, step>()[lane])...);
-}
-#endif
 
 // As floats, for which there are shuffles of two vectors.
+template <int first, int step, size_t... lane>
+inline Floats shuffled(Floats one, Floats other, std::index_sequence<lane...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(one, other, source_lane<first, step>(lane)...);
+#else
+    return __builtin_shuffle(one, other, Ints{source_lane<first, step>(lane)...});
+#endif
+}
+
 template <int first, int step, class Vector>
 inline Vector shuffle(Vector one, Vector other) {
-#if defined(__clang__)
     return (Vector)shuffled<first, step>((Floats)one, (Floats)other, std::make_index_sequence<LANES>());
-#else
-    return (Vector)__builtin_shuffle((Floats)one, (Floats)other, shuffle_mask<first, step>());
-#endif
 }
 
 template <class Vector>
