@@ -17,7 +17,7 @@ struct DotI8 {
     struct Input {
         __m256i even, odd;
     };
-    static constexpr int vectors = 2, widest = 4, widest_part = 4, weight_words = 2;
+    static constexpr int vectors = 2, widest = 4, weight_words = 2;
     static Sum start(const int32_t* value) { return start_from(value); }
     static Input load(const uint32_t* words) {
         const __m256i bytes = load_words(words);
@@ -33,7 +33,7 @@ struct DotI8 {
 struct DotI16 {
     using Sum = __m256i;
     using Input = __m256i;
-    static constexpr int vectors = 2, widest = 6, widest_part = 6, weight_words = 1;
+    static constexpr int vectors = 2, widest_part = 6;
     static Sum start(const int32_t* value) { return start_from(value); }
     static Input load(const uint32_t* words) { return load_words(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

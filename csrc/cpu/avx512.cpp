@@ -18,7 +18,7 @@ struct DotI8 {
     struct Input {
         __m512i even, odd;
     };
-    static constexpr int vectors = 2, widest = 10, widest_part = 12, weight_words = 2;
+    static constexpr int vectors = 2, widest = 10, weight_words = 2;
     static Sum start(const int32_t* value) { return start_from(value); }
     static Input load(const uint32_t* words) {
         const __m512i bytes = load_words(words);
@@ -34,7 +34,7 @@ struct DotI8 {
 struct DotI16 {
     using Sum = __m512i;
     using Input = __m512i;
-    static constexpr int vectors = 2, widest = 12, widest_part = 12, weight_words = 1;
+    static constexpr int vectors = 2, widest_part = 12;
     static Sum start(const int32_t* value) { return start_from(value); }
     static Input load(const uint32_t* words) { return load_words(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

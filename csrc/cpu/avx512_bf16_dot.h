@@ -3,7 +3,7 @@
 struct DotBF16 {
     using Sum = __m512;
     using Input = __m512i;
-    static constexpr int vectors = 2, widest = 14, widest_part = 16, weight_words = 1;
+    static constexpr int vectors = 2, widest = 14, weight_words = 1;
     static Sum start(const int32_t*) { return _mm512_setzero_ps(); }
     static Input load(const uint32_t* words) { return load_words(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

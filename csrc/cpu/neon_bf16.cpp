@@ -16,7 +16,7 @@ using dssnet::cpu::Rate;
 struct DotBF16 {
     using Sum = float32x4_t;
     using Input = bfloat16x8_t;
-    static constexpr int vectors = 4, widest = 6, widest_part = 6, weight_words = 1;
+    static constexpr int vectors = 4, widest = 6, weight_words = 1;
     static Sum start(const int32_t*) { return vdupq_n_f32(0); }
     static Input load(const uint32_t* words) { return vreinterpretq_bf16_u32(vld1q_u32(words)); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

@@ -3,7 +3,7 @@
 struct DotI8 {
     using Sum = int32x4_t;
     using Input = int8x16_t;
-    static constexpr int vectors = 4, widest = 6, widest_part = 6, weight_words = 1;
+    static constexpr int vectors = 4, widest = 6, weight_words = 1;
     // Inputs are as large as they should be, so sums start from 0.
     static Sum start(const int32_t*) { return vdupq_n_s32(0); }
     static Input load(const uint32_t* words) { return load_bytes(words); }

@@ -46,7 +46,7 @@ using DotBF16 = void;
 struct DotI8 {
     using Sum = Ints4;
     using Input = Words4;
-    static constexpr int vectors = 2, widest = 4, widest_part = 4, weight_words = 1;
+    static constexpr int vectors = 2, widest = 4, weight_words = 1;
     static Sum start(const int32_t* value) { return value ? Ints4{} + *value : Ints4{}; }
     static Input load(const uint32_t* words) { return load_as<Words4>(words); }
     static Sum dot(Sum sum, Input input, const uint32_t* weight) {

@@ -32,10 +32,14 @@ inline Vector only_first(int count, Vector value, Vector rest) {
     return lane < Ints{} + count ? value : rest;
 }
 
-// a * b + c, rounded once where there are instructions for that; of whole numbers, exact.
-inline Floats multiply_add(Floats a, float b, Floats c) { return (Floats)fused((NativeFloats)a, b, (NativeFloats)c); }
-inline Shorts multiply_add(Shorts a, int b, Shorts c) { return a * int16_t(b) + c; }
-inline Words multiply_add(Words a, int b, Words c) { return a * uint32_t(b) + c; }
+// a * b + c, rounded once where there are instructions for that; of whole numbers, exact. Templates, for some compilers
+// take vectors of the same size for each other.
+template <class Vector>
+inline Vector multiply_add(Vector a, int b, Vector c) {
+    if constexpr (std::is_same_v<Vector, Floats>) return (Floats)fused((NativeFloats)a, float(b), (NativeFloats)c);
+    else if constexpr (std::is_same_v<Vector, Shorts>) return a * int16_t(b) + c;
+    else return a * uint32_t(b) + c;
+}
 
 // --- every second lane ---------------------------------------------------------------------------
 

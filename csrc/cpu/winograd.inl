@@ -49,8 +49,9 @@ inline Words divided(Words value) {
 }
 
 // What float32 words are multiplied as.
+template <class DotOfFloats>
 struct PartsF32 {
-    using Dot = DotF32;
+    using Dot = DotOfFloats;
     using Input = Floats;
     using Sums = Floats;
     static constexpr int words = 1;  // of a part, for each word of the map

@@ -166,7 +166,8 @@ struct Shape {
 };
 
 void check_convolution(Check& check, Type type, Type result, const Shape& shape, bool split) {
-    const auto [lines, taps, inputs, outputs, cells, phases] = shape;
+    const int lines = shape.lines, taps = shape.taps, inputs = shape.inputs, outputs = shape.outputs;
+    const int cells = shape.cells, phases = shape.phases;
     std::snprintf(check.about, sizeof check.about, "%s to %s, %d lines, %d taps, %d inputs, %d outputs, %d cells",
                   TYPE_NAMES[int(type)], TYPE_NAMES[int(result)], lines, taps, inputs, outputs, cells);
     const std::vector<int> segments = split && inputs > 5 ? std::vector<int>{5, inputs - 5} : std::vector<int>{inputs};
