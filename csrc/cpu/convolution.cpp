@@ -170,6 +170,7 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
         start_.clear();
         // Of part [across][down], a whole number in int8; float32 is rounded once, in the end.
         const int parts = parts_of(form), words = groups_ * part_words(input.type);
+        const Factors* const of_columns = form == Form::pairs ? &PAIR_FACTORS[0] : &FOUR_FACTORS[0];
         const auto transform = [&](int channel, int output, double* values) {
             double rows[ROWS][3];
             for (int tap = 0; tap < 3; ++tap) {
@@ -181,7 +182,7 @@ Convolution::Convolution(const Kernels& kernels, const Operand& operand, Format 
                 for (int row = 0; row < ROWS; ++row) rows[row][tap] = FOUR_FACTORS[row].of(kernel);
             }
             for (int part = 0; part < parts; ++part) {
-                const Factors& across = (form == Form::pairs ? PAIR_FACTORS : FOUR_FACTORS)[part / ROWS];
+                const Factors& across = of_columns[part / ROWS];
                 const int whole = across.whole * FOUR_FACTORS[part % ROWS].whole;
                 values[part] = across.of(rows[part % ROWS]) / (input.type == Type::i8 ? 1 : whole);
             }
