@@ -23,7 +23,7 @@ def add_network_options(parser: argparse._ActionsContainer) -> None:
         "--precision",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16", "int8"),
-        help="arithmetic; bf16 gains only where the processor or GPU has instructions for it; "
+        help="arithmetic; bf16 gains only where the processor or GPU has fast instructions for it; "
         "int8 needs calibrated weights",
     )
 

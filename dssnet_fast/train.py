@@ -85,7 +85,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto takes bf16 where the device has instructions for it, else fp32",
+        help="auto takes bf16 where it is faster on the device, else fp32",
     )
     return group
 

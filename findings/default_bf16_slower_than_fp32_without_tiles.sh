@@ -8,8 +8,7 @@
 # products as the vfmadd231ps of float32, so at the worst it should be as fast.
 #
 # What happens: Intel's cores start a vdpbf16ps every other cycle only (AMX is what they are meant to
-# use), so it does half of float32's products a second; and Winograd's form, which saves more than
-# half of those, exists in float32 alone. Virtual machines on Sapphire Rapids and newer often pass on
+# use), so it does half of float32's products a second. Virtual machines on Sapphire Rapids and newer often pass on
 # AVX-512 BF16 and not AMX. INFERENCE_PRECISION_HINT=f32 is the remedy.
 #
 # Needs python3, a network, and such a processor. Exit status: 0 behaves as told here, 1 it has

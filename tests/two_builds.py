@@ -74,7 +74,9 @@ def start(checkout: Path, name: str, kind: str, precision: str, threads: int, si
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m tests.two_builds", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("other", type=Path, metavar="OTHER", help="a built checkout")
     parser.add_argument("--sets", nargs="+", required=True, help="instruction sets")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"])

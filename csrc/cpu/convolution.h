@@ -38,7 +38,7 @@ class Convolution {
   public:
     // `segments`: inputs lie in parts of so many channels, each of which fills whole words. Lines that read another map
     // than their neighbours are given as lines, too. `panel`: outputs whose sums wait for each other, at most; a multiple
-    // of 12.
+    // of 12. Weights in tiles have panels of a tile, whatever it is.
     Convolution(const Kernels& kernels, const Operand& operand, Format input, Form form = Form::direct,
                 std::vector<int> segments = {}, int panel = WIDEST_PANEL);
 
@@ -54,6 +54,7 @@ class Convolution {
     int groups() const { return groups_; }
     // Outputs of each panel.
     const std::vector<int>& panels() const { return panel_sizes_; }
+    int widest_panel() const { return *std::max_element(panel_sizes_.begin(), panel_sizes_.end()); }
     // Rows that are best computed together.
     int rows_together() const { return form_ == Form::direct ? 1 : 4; }
     // Words that it needs beside its maps.

@@ -6,7 +6,7 @@ namespace dssnet::cpu {
 namespace {
 
 constexpr int NINE = 9;
-constexpr int SMOOTH_PANEL = 12;  // outputs whose nine products stay in a near cache
+constexpr int SMOOTH_PANEL = 12;  // outputs whose nine products stay in a near cache; tiles have more
 
 // Which rows of values a cell's pixels read, per axis: value 0, 1, 2 (a, b, c) of cell -1, 0 or 1.
 struct Values {
@@ -180,7 +180,7 @@ Fuse::Run::Run(const Fuse& fuse, const Plan& plan, const Rows& shallow, const Ro
     const size_t mixed_words = fused * run_ + PAD;
     mixed_rows_ = arena.take_floats(3 * mixed_words);
     zero_row_ = arena.take_floats(mixed_words);
-    products_ = arena.take_floats(size_t(NINE) * SMOOTH_PANEL * width_);
+    products_ = arena.take_floats(size_t(NINE) * smooth.widest_panel() * width_);
     factors_ = smooth.rows(arena, zeros, 1, 1, NINE, cells_);
     values_ = reduce.rows(arena, zeros, height, 3, NINE, cells_);
     winograd_ = arena.take(scratch_words);
@@ -233,7 +233,7 @@ void Fuse::Run::values_row(int row) {
     for (int i = 0; i < 3; ++i) mixed[i] = mixed_row(row + i - 1) + begin;
     fuse_.kernels_.factors(mixed[0], mixed[1], mixed[2], fused, run_, units, cells, factors);
     // Products are packed closely: only the units that are wanted.
-    const ptrdiff_t width = units * UNIT, plane = SMOOTH_PANEL * width;
+    const ptrdiff_t width = units * UNIT, plane = fuse_.smooth_.front().widest_panel() * width;
     const std::vector<int>& panels = fuse_.smooth_.front().panels();
     for (int panel = 0, first = 0; panel < int(panels.size()); first += panels[panel++]) {
         for (int product = 0; product < NINE; ++product) {

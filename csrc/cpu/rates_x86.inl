@@ -10,7 +10,7 @@
 #define DSSNET_RATE(NAME, LOOP)                                                                \
     void NAME(long rounds) {                                                                   \
         asm volatile("vpxor %%xmm12, %%xmm12, %%xmm12\n\tvpxor %%xmm13, %%xmm13, %%xmm13\n\t"  \
-                     DSSNET_TWELVE(DSSNET_ZERO) "1:\n\t" LOOP "sub $1, %0\n\tjnz 1b"           \
+                     DSSNET_TWELVE(DSSNET_ZERO) "1:\n\t" LOOP "sub $1, %0\n\tjnz 1b\n\tvzeroupper" \
                      : "+r"(rounds)                                                            \
                      :                                                                         \
                      : DSSNET_REGISTERS, "cc");                                                \

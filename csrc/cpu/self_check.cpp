@@ -101,9 +101,9 @@ std::string self_check(const Kernels& kernels, const Kernels& reference) {
             float largest = 0, error = 0;
             for (size_t i = 0; i < right.size(); ++i) {
                 largest = std::max(largest, std::fabs(right[i]));
-                // Not a number, it is wrong.
                 const float difference = std::fabs(right[i] - given[i]);
-                if (!(difference <= error)) error = difference;
+                // Not a number, it is wrong, whatever follows.
+                error = std::isfinite(difference) ? std::max(error, difference) : INFINITY;
             }
             if (!(error <= (type == Type::i8 ? 0.0f : 1e-5f * largest))) {
                 return std::string(name_of(type)) + " differs from " + reference.name + " by " + std::to_string(error) +

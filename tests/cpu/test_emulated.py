@@ -231,6 +231,29 @@ def test_sets_agree(answers):
                 assert np.array_equal(values[:LOGITS], portable[:LOGITS]), about
 
 
+@pytest.mark.parametrize("name", ["gray", "paper"])
+def test_networks_on_emulated_tiles(request, tmp_path, name):
+    """All but the tiles of AMX is what this processor has; int8 to the bit."""
+    options = [*release_options(), "-DDSSNET_FAST_EMULATE_TILES"]
+    compiler = Compiler(request, native_compiler(), platform.machine(), options)
+    if "amx" not in compiler.sets():
+        pytest.skip("amx: not for this machine, or unknown to its compiler")
+    objects = compiler.objects([*compiler.units(["amx"]), DRIVER], ["amx"])
+    driver = compiler.program([*objects.values()])
+    for precision in ("bf16", "int8"):
+        place = tmp_path / precision
+        place.mkdir()
+        given = write_operands(tmp_path / f"{precision}.operands", name, precision)
+        done = subprocess.run([driver, given, "answers", place], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        if "amx" not in done.stdout.split():
+            pytest.skip("amx: what is not tiles of it is AVX-512 BF16, which this processor lacks")
+        tiles, portable = (
+            np.fromfile(place / f"{one}-direct", np.float32) for one in ("amx", "portable")
+        )
+        assert relative_error(tiles, portable) <= (1e-2 if precision == "bf16" else EXACT)
+
+
 # --- the package ---------------------------------------------------------------------------------
 
 PREDICT = """

@@ -179,7 +179,9 @@ class CpuBackend:
         Returns:
             `downsample`, `extract`, and `fuse, segment`, which run row by row in turn; the
             multiply-accumulates are those executed, padding included, by the type of what is
-            multiplied: `fp32`, `bf16`, `int8` or `wide_bf16` (see `operands.float_type`).
+            multiplied: `fp32`, `bf16`, `int8` or `wide_bf16` (see `operands.float_type`). Those of
+            int8 in Winograd's form, in 16 bits, count twice where bytes have instructions of
+            their own, which do twice as many.
         """
         size, given = self._image(image)
         seconds = torch.zeros(3, dtype=torch.float64)
