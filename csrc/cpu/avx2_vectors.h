@@ -9,6 +9,14 @@ inline __m256i broadcast(const uint32_t* word) { return _mm256_set1_epi32(int(*w
 inline void store_words(uint32_t* words, __m256i sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), sum); }
 inline __m256i start_from(const int32_t* value) { return value ? _mm256_set1_epi32(*value) : _mm256_setzero_si256(); }
 
+using Whole = __m256i;
+inline Whole even_bytes(Whole bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)); }
+inline Whole odd_bytes(Whole bytes) { return _mm256_srli_epi16(bytes, 8); }
+// Adds products of two numbers of 16 bits.
+inline Whole add_products(Whole sum, Whole input, Whole weight) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(input, weight));
+}
+
 struct DotF32 {
     using Sum = __m256;
     using Input = __m256;

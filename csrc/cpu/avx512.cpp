@@ -12,36 +12,8 @@ using dssnet::cpu::Rate;
 
 using DotBF16 = void;
 
-// As in avx2.cpp.
-struct DotI8 {
-    using Sum = __m512i;
-    struct Input {
-        __m512i even, odd;
-    };
-    static constexpr int vectors = 2, widest = 10, weight_words = 2;
-    static Sum start(const int32_t* value) { return start_from(value); }
-    static Input load(const uint32_t* words) {
-        const __m512i bytes = load_words(words);
-        return {_mm512_and_si512(bytes, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(bytes, 8)};
-    }
-    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
-        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(input.even, broadcast(weight)));
-        return _mm512_add_epi32(sum, _mm512_madd_epi16(input.odd, broadcast(weight + 1)));
-    }
-    static void store(uint32_t* words, Sum sum) { store_words(words, sum); }
-};
-
-struct DotI16 {
-    using Sum = __m512i;
-    using Input = __m512i;
-    static constexpr int vectors = 2, widest_part = 12;
-    static Sum start(const int32_t* value) { return start_from(value); }
-    static Input load(const uint32_t* words) { return load_words(words); }
-    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
-        return _mm512_add_epi32(sum, _mm512_madd_epi16(input, broadcast(weight)));
-    }
-    static void store(uint32_t* words, Sum sum) { store_words(words, sum); }
-};
+constexpr int WIDEST_BYTES = 10, WIDEST_SHORTS = 12;
+#include "widened_dot.h"
 
 }  // namespace
 

@@ -10,6 +10,14 @@ inline void store_words(uint32_t* words, __m512i sum) { _mm512_storeu_si512(word
 inline __m512i start_from(const int32_t* value) { return value ? _mm512_set1_epi32(*value) : _mm512_setzero_si512(); }
 inline void store_floats(uint32_t* words, __m512 sum) { _mm512_storeu_ps(words, sum); }
 
+using Whole = __m512i;
+inline Whole even_bytes(Whole bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi16(0xff)); }
+inline Whole odd_bytes(Whole bytes) { return _mm512_srli_epi16(bytes, 8); }
+// Adds products of two numbers of 16 bits.
+inline Whole add_products(Whole sum, Whole input, Whole weight) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(input, weight));
+}
+
 struct DotF32 {
     using Sum = __m512;
     using Input = __m512;

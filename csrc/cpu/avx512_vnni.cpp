@@ -9,7 +9,7 @@ namespace {
 using dssnet::cpu::Rate;
 #include "rates_x86.inl"
 #include "avx512_vectors.h"
-#include "avx512_vnni_dot.h"
+#include "avx512_vnni_bytes.h"
 
 using DotBF16 = void;
 

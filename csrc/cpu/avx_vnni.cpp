@@ -11,23 +11,11 @@ using dssnet::cpu::Rate;
 #include "rates_x86.inl"
 #include "avx2_vectors.h"
 
-struct DotI8 {
-    using Sum = __m256i;
-    using Input = __m256i;
-    static constexpr int vectors = 2, widest = 6, widest_part = 6, weight_words = 1;
-    static Sum start(const int32_t* value) { return start_from(value); }
-    static Input load(const uint32_t* words) { return load_words(words); }
-    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
-        return _mm256_dpbusd_avx_epi32(sum, input, broadcast(weight));
-    }
-    static void store(uint32_t* words, Sum sum) { store_words(words, sum); }
-};
+constexpr int WIDEST = 6;
+inline Whole dot_bytes(Whole sum, Whole input, Whole weight) { return _mm256_dpbusd_avx_epi32(sum, input, weight); }
+inline Whole dot_shorts(Whole sum, Whole input, Whole weight) { return _mm256_dpwssd_avx_epi32(sum, input, weight); }
 
-struct DotI16 : DotI8 {
-    static Sum dot(Sum sum, Input input, const uint32_t* weight) {
-        return _mm256_dpwssd_avx_epi32(sum, input, broadcast(weight));
-    }
-};
+#include "vnni_dot.h"
 
 }  // namespace
 

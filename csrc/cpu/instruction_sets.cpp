@@ -57,11 +57,12 @@ bool has_dot() { return getauxval(AT_HWCAP) >> 20 & 1; }
 
 // Intel's cores start a vdpbf16ps every other cycle only: half the products of float32's instructions, a quarter of what
 // Winograd's form needs. Their tiles are fast.
-bool slow_bf16([[maybe_unused]] const Kernels& kernels) {
+bool has_fast_bf16(const Kernels& kernels) {
+    if (!kernels.convolve[int(Type::bf16)]) return false;
 #if defined(__x86_64__)
-    return !kernels.tiles_from[int(Type::bf16)] && __builtin_cpu_is("intel");
+    return kernels.tiles_from[int(Type::bf16)] || !__builtin_cpu_is("intel");
 #else
-    return false;
+    return true;
 #endif
 }
 
@@ -70,9 +71,10 @@ bool slow_bf16([[maybe_unused]] const Kernels& kernels) {
 const std::vector<InstructionSet>& instruction_sets() {
     static const std::vector<InstructionSet> found = [] {
         std::vector<InstructionSet> sets = {{&portable_kernels, true, "", false}};
+        const SelfCheck check(portable_kernels);
         [[maybe_unused]] const auto add = [&](const Kernels& kernels, bool has) {
-            const std::string problem = has ? self_check(kernels, portable_kernels) : "";
-            sets.push_back({&kernels, has && problem.empty(), problem, kernels.fast_bf16 && !slow_bf16(kernels)});
+            const std::string problem = has ? check.problem(kernels) : "";
+            sets.push_back({&kernels, has && problem.empty(), problem, has_fast_bf16(kernels)});
         };
 #if defined(DSSNET_FAST_AVX2)
         add(avx2_kernels, has_avx2());

@@ -25,7 +25,7 @@ constexpr int PHASES = 8;        // columns of an image in a cell
 
 constexpr int TILE = 16;         // words in a row of a tile, and rows of it, at most
 
-// wide_bf16: values of bfloat16 as float32, for processors that multiply nothing narrower.
+// wide_bf16: values of bfloat16 as float32, for processors that multiply nothing narrower, or not faster.
 enum class Type { f32, bf16, i8, wide_bf16 };
 constexpr int TYPES = 4;
 
@@ -115,7 +115,6 @@ struct NinePacked {
 struct Kernels {
     const char* name;
     const char* needs;  // what a processor must have, for messages
-    bool fast_bf16;     // bf16 has instructions of its own
     bool fast_i8;       // int8 is faster than float32
     int widest_block[TYPES];  // outputs of a block, at most; TILE in tiles
     int widest_part[TYPES];   // in Winograd's form

@@ -61,7 +61,7 @@ constexpr Kernels make_table(const char* name, const char* needs, bool fast_i8, 
     Kernels table = {};
     table.name = name, table.needs = needs;
     table.part_lanes = PART_LANES;
-    table.fast_bf16 = !std::is_void_v<DotBF16>, table.fast_i8 = fast_i8;
+    table.fast_i8 = fast_i8;
     for (const Type type : {Type::f32, Type::wide_bf16}) {
         add_convolutions<DotF32, false>(table, type);
         add_winograd<DotF32, PartsF32, false>(table, type);

@@ -2,12 +2,23 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 
 namespace dssnet::cpu {
 
-// Computes a convolution of each type. Returns what differs from `reference` by more than rounding, or nothing.
-std::string self_check(const Kernels& kernels, const Kernels& reference);
+class SelfCheck {
+  public:
+    // What is right, by kernels that every processor has.
+    explicit SelfCheck(const Kernels& reference);
+
+    // Computes convolutions of each type, in every form. Returns what differs by more than rounding, or nothing.
+    std::string problem(const Kernels& kernels) const;
+
+  private:
+    const Kernels& reference_;
+    std::vector<std::vector<float>> right_;
+};
 
 }  // namespace dssnet::cpu

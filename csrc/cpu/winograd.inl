@@ -231,6 +231,16 @@ void transform_pairs(const uint32_t* const* lines, ptrdiff_t stride, int groups,
     }
 }
 
+// Columns of parts, of six rows each `part` words apart, become columns of four rows.
+template <class Sums, int columns>
+inline void columns_of_results(const uint32_t* sums, int part, Sums (&down)[columns][4]) {
+    for (int column = 0; column < columns; ++column) {
+        Sums m[6];
+        for (int row = 0; row < 6; ++row) m[row] = load<Sums>(sums + (column * 6 + row) * part);
+        output_transform4(m, down[column]);
+    }
+}
+
 // Results [row][output][PAIR_CELLS] from the sums of all parts.
 template <class Parts>
 void results_of_pairs(const uint32_t* sums, int outputs, int lanes, uint32_t* results) {
@@ -238,13 +248,8 @@ void results_of_pairs(const uint32_t* sums, int outputs, int lanes, uint32_t* re
     const int part = outputs * PART_LANES;
     for (int output = 0; output < outputs; ++output) {
         for (int lane = 0; lane < lanes; lane += LANES) {
-            const uint32_t* from = sums + output * PART_LANES + lane;
             Sums down[4][4];  // [column of the transform][row]
-            for (int column = 0; column < 4; ++column) {
-                Sums m[6];
-                for (int row = 0; row < 6; ++row) m[row] = load<Sums>(from + (column * 6 + row) * part);
-                output_transform4(m, down[column]);
-            }
+            columns_of_results(sums + output * PART_LANES + lane, part, down);
             for (int row = 0; row < 4; ++row) {
                 Sums m[4], y[2];
                 for (int column = 0; column < 4; ++column) m[column] = down[column][row];
@@ -326,11 +331,7 @@ void results_of_cells(const uint32_t* sums, int outputs, int cells, uint32_t* re
         for (int lane = 0; lane < cells; lane += LANES) {
             const int at = output * PART_LANES + lane;
             Sums down[6][4];  // [column of the transform][row]
-            for (int column = 0; column < 6; ++column) {
-                Sums m[6];
-                for (int row = 0; row < 6; ++row) m[row] = load<Sums>(sums + (column * 6 + row) * part + at);
-                output_transform4(m, down[column]);
-            }
+            columns_of_results(sums + at, part, down);
             for (int row = 0; row < 4; ++row) {
                 Sums m[6], y[4];
                 for (int column = 0; column < 6; ++column) m[column] = down[column][row];

@@ -38,6 +38,7 @@ from cpu.driver import DRIVER, write_operands
 from dssnet_fast import FastDSSNet
 from dssnet_fast.backends import native
 from dssnet_fast.backends.cpu import instruction_set
+from dssnet_fast.parity import relative_error
 from networks import example
 
 pytestmark = [pytest.mark.slow, needs_sources]
@@ -170,12 +171,6 @@ def answers_of(request, workers, tmp_path_factory) -> Callable[[str], list[Answe
 @pytest.fixture(params=["x86_64", "aarch64"])
 def answers(request, answers_of) -> list[Answer]:
     return answers_of(request.param)
-
-
-def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
-    """|got - wanted| / |wanted|; NaN if anything is NaN."""
-    difference = got.astype(np.float64) - wanted
-    return float(np.linalg.norm(difference) / np.linalg.norm(wanted.astype(np.float64)))
 
 
 def test_each_processor_runs_what_it_has(answers):
